@@ -1,0 +1,1 @@
+"""Rollout analysis: functions of arrays (frames, atoms, 3); no torch and no model is imported here."""

@@ -1,0 +1,303 @@
+"""From a path or a name to a model and to a `Potential`; no network access, no unpickling of classes."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import yaml
+from torch import Tensor
+
+from e2former_calc.checkpoint.card import ModelCard
+from e2former_calc.checkpoint.errors import CheckpointError
+from e2former_calc.checkpoint.native import NativeContent, read_native
+from e2former_calc.checkpoint.official_v2 import build_official_v2, initialize, is_official_v2, load_weights
+from e2former_calc.checkpoint.reference_energies import covered_elements, reference_energies
+from e2former_calc.potentials.e2former_v2 import E2FormerV2, E2FormerV2Config
+from e2former_calc.potentials.interface import ForceMode, NeighborCap
+from e2former_calc.potentials.kernels import Implementation
+from e2former_calc.potentials.potential import EnergyPotential
+
+MODELS_FOLDER = Path(__file__).parent.parent / "models"
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "blocked")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with everything that its file says about it.
+
+    Attributes:
+        path: the file.
+        model: the network in float32, ready for inference.
+        card: its description.
+        config: its configuration.
+        reference_energies: eV by atomic number, for each head.
+        elements: atomic numbers that each head covers.
+    """
+
+    path: Path
+    model: E2FormerV2
+    card: ModelCard
+    config: E2FormerV2Config
+    reference_energies: Mapping[str, Tensor]
+    elements: Mapping[str, frozenset[int]]
+
+    def content(self) -> NativeContent:
+        """What `write_native` stores."""
+        return NativeContent(
+            architecture=self.card.architecture,
+            config=self.config.to_dict(),
+            elements=dict(self.elements),
+            card=self.card,
+            state=self.model.state_dict(),
+            reference_energies=dict(self.reference_energies),
+        )
+
+    def choose_head(self, head: str | None) -> str:
+        """The head to use.
+
+        Raises:
+            CheckpointError: if it must be named, or is not there.
+        """
+        available = list(self.card.heads)
+        chosen = head if head is not None else self.card.default_head
+        if chosen is None:
+            raise CheckpointError(f"{self.path.name} has several heads; choose one with head=...: {available}")
+        if chosen not in available:
+            raise CheckpointError(f"{self.path.name} has no head {chosen!r}; choose head=... from {available}")
+        return chosen
+
+
+def load_potential(
+    path_or_name: str | Path,
+    config: str | Path | Mapping[str, Any] | None = None,
+    head: str | None = None,
+    *,
+    variant: str | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
+    forces: Literal["auto", "gradient", "head"] = "auto",
+    neighbor_cap: NeighborCap = "official",
+    implementation: str = "auto",
+) -> EnergyPotential:
+    """Load a trained model.
+
+    Args:
+        path_or_name: an official checkpoint (.pt), a file of ours (.safetensors), or a bundled model's name.
+        config: the official YAML (path or mapping); by default the only one in the checkpoint's folder.
+        head: output head; may be omitted if there is only one.
+        variant: "main" or "legacy" (E2Former-V2), for official files; nothing in the file tells them apart.
+        device: "auto" takes CUDA if there is a usable device.
+        dtype: "float32" or "float64", the arithmetic of the network.
+        forces: "auto" is what the model was trained for; "gradient" and "head" choose.
+        neighbor_cap: "official" reproduces the official selection of neighbours, "none" keeps all.
+        implementation: "reference", "blocked" or "auto" (which is "blocked").
+
+    Returns:
+        A `Potential` (eV, Å).
+
+    Raises:
+        CheckpointError: if the file, its configuration or the head cannot be used; lists everything at once.
+        FileNotFoundError: if there is no such file and no such bundled model.
+        ValueError: for an unknown device, dtype or option.
+    """
+    loaded = load_model(path_or_name, config, variant=variant)
+    chosen = loaded.choose_head(head)
+    trained = cast(ForceMode, loaded.card.forces)
+    if forces not in ("auto", "gradient", "head"):
+        raise ValueError(f"`forces` must be 'auto', 'gradient' or 'head', got {forces!r}")
+    loaded.model.implementation = resolve_implementation(implementation)
+    potential = EnergyPotential(
+        loaded.model,
+        head=chosen,
+        reference_energies=loaded.reference_energies,
+        elements=loaded.elements[chosen],
+        force_mode=trained if forces == "auto" else forces,
+        neighbor_cap=neighbor_cap,
+        uses_charge=loaded.card.uses_charge,
+        uses_spin=loaded.card.uses_spin,
+    )
+    potential.model.to(dtype=resolve_dtype(dtype))  # type: ignore[attr-defined]
+    return potential.to(resolve_device(device))
+
+
+def load_model(
+    path_or_name: str | Path,
+    config: str | Path | Mapping[str, Any] | None = None,
+    *,
+    variant: str | None = None,
+) -> LoadedModel:
+    """Load a network with its description; arguments and errors as in `load_potential`."""
+    path = resolve_path(path_or_name)
+    if path.suffix == ".safetensors":
+        if config is not None or variant is not None:
+            raise CheckpointError(f"{path.name} carries its own configuration: leave out `config` and `variant`")
+        return _load_native(path)
+    return _load_official(path, config, variant)
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.stem for path in MODELS_FOLDER.glob("*.safetensors"))
+
+
+def resolve_path(path_or_name: str | Path) -> Path:
+    """The file behind a path or a bundled model's name.
+
+    Raises:
+        FileNotFoundError: naming the bundled models.
+    """
+    path = Path(path_or_name).expanduser()
+    if path.is_file():
+        return path
+    bundled = MODELS_FOLDER / f"{path_or_name}.safetensors"
+    if bundled.is_file():
+        return bundled
+    names = ", ".join(bundled_models()) or "none"
+    raise FileNotFoundError(f"no model file {str(path_or_name)!r}; bundled models: {names}")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Torch device; "auto" takes CUDA if there is one.
+
+    Raises:
+        ValueError: if the device does not exist on this machine.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"`device` {device!r} is not a torch device: {error}") from None
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` is {str(device)!r} but torch sees no CUDA device: use device='cpu' or 'auto'")
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Torch dtype of the network.
+
+    Raises:
+        ValueError: for anything but float32 and float64.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"`dtype` must be 'float32' or 'float64', got {dtype!r}")
+    return DTYPES[name]
+
+
+def resolve_implementation(implementation: str) -> Implementation:
+    """How edge operations are carried out.
+
+    Raises:
+        ValueError: for an implementation that does not exist (yet).
+    """
+    if implementation == "auto":
+        return "blocked"
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"`implementation` must be 'auto' or one of {list(IMPLEMENTATIONS)}, got {implementation!r}")
+    return implementation
+
+
+def _load_native(path: Path) -> LoadedModel:
+    content = read_native(path)
+    if content.architecture != "e2former_v2":
+        raise CheckpointError(f"{path} holds a {content.architecture!r} model, which this version cannot run: upgrade")
+    try:
+        config = E2FormerV2Config.from_dict(content.config)
+        model = load_weights(initialize(config), content.state)
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged or from a newer version: {error}") from None
+    return LoadedModel(path, model, content.card, config, content.reference_energies, content.elements)
+
+
+def _load_official(
+    path: Path, config: str | Path | Mapping[str, Any] | None, variant: str | None
+) -> LoadedModel:
+    content = _unpickle(path)
+    if not is_official_v2(content):
+        keys = sorted(map(str, content))[:8] if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(f"{path} is not a checkpoint of a known layout (E2Former-V2); it holds {keys}")
+    values = _read_config(path, config)
+    try:
+        parsed = E2FormerV2Config.from_official(values, variant=variant or "main")  # type: ignore[arg-type]
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: {error}") from None
+    model = build_official_v2(parsed, content["model"])
+    references = {name: reference_energies(name) for name in parsed.heads}
+    elements = {name: covered_elements(table) for name, table in references.items()}
+    return LoadedModel(path, model, _official_card(path, parsed, model, elements), parsed, references, elements)
+
+
+def _official_card(
+    path: Path, config: E2FormerV2Config, model: E2FormerV2, elements: Mapping[str, frozenset[int]]
+) -> ModelCard:
+    return ModelCard(
+        name=path.stem,
+        architecture="e2former_v2",
+        variant=config.variant,
+        cutoff=config.cutoff,
+        max_neighbors=config.max_neighbors,
+        elements=tuple(sorted(frozenset().union(*elements.values()))),
+        heads=config.heads,
+        default_head=config.heads[0] if len(config.heads) == 1 else None,
+        forces="gradient" if config.gradient_forces else "head",
+        uses_charge=True,
+        uses_spin=True,
+        parameters=sum(p.numel() for p in model.parameters()),
+        citation="E2Former-V2, arXiv:2601.16622",
+        source=path.name,
+        source_sha256=sha256(path),
+    )
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unpickle(path: Path) -> Any:
+    """Tensors and plain containers only; `slice` appears in official files and is harmless."""
+    try:
+        with torch.serialization.safe_globals([slice]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0] if str(error) else "unpickling failed"
+        raise CheckpointError(
+            f"{path} cannot be read safely: {reason}. Files that need their classes unpickled are not loaded."
+        ) from None
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is truncated or not a torch checkpoint: {reason}") from None
+
+
+def _read_config(path: Path, config: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if isinstance(config, Mapping):
+        return config
+    if config is None:
+        found = sorted([*path.parent.glob("*.yaml"), *path.parent.glob("*.yml")])
+        if len(found) != 1:
+            names = [f.name for f in found] or "none"
+            raise CheckpointError(
+                f"{path.name} needs its official YAML: expected exactly one beside it, found {names}; pass config=..."
+            )
+        file = found[0]
+    else:
+        file = Path(config).expanduser()
+        if not file.is_file():
+            raise CheckpointError(f"no configuration file {str(config)!r}")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not valid YAML: {error}") from None
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"{file} is not an official configuration: expected a mapping at top level")
+    return values

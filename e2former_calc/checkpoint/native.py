@@ -1,0 +1,96 @@
+"""Our own model format: one safetensors file whose header carries a JSON description.
+
+Tensors: `model.<parameter>` as in the source, bit for bit, and `reference_energies.<head>` in eV (float64).
+Header: the string "e2former_calc" maps to JSON with format_version, architecture, config, elements, card.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from e2former_calc.checkpoint.card import ModelCard
+from e2former_calc.checkpoint.errors import CheckpointError
+
+FORMAT_VERSION = 1
+HEADER_KEY = "e2former_calc"
+
+
+@dataclass(frozen=True)
+class NativeContent:
+    """What one of our files holds."""
+
+    architecture: str
+    config: dict[str, Any]
+    elements: dict[str, frozenset[int]]
+    card: ModelCard
+    state: dict[str, Tensor]
+    reference_energies: dict[str, Tensor]
+
+
+def write_native(path: str | Path, content: NativeContent) -> None:
+    """Write one file, atomically: an interrupted write leaves the old file, or none.
+
+    Raises:
+        OSError: if the file cannot be written; nothing is left behind then.
+    """
+    header = {
+        "format_version": FORMAT_VERSION,
+        "architecture": content.architecture,
+        "config": content.config,
+        "elements": {head: sorted(elements) for head, elements in content.elements.items()},
+        "card": content.card.to_dict(),
+    }
+    tensors = {f"model.{k}": v.detach().cpu().contiguous().clone() for k, v in content.state.items()}
+    tensors |= {f"reference_energies.{k}": v.detach().cpu().clone() for k, v in content.reference_energies.items()}
+    data = safetensors_bytes(tensors, metadata={HEADER_KEY: json.dumps(header, sort_keys=True)})
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_native(path: Path) -> NativeContent:
+    """Read one of our files.
+
+    Raises:
+        CheckpointError: if the file is damaged, foreign, or of a newer format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file (truncated?): {error}") from None
+    if HEADER_KEY not in metadata:
+        raise CheckpointError(f"{path} was not written by e2former_calc: its header has no {HEADER_KEY!r} entry")
+    header = json.loads(metadata[HEADER_KEY])
+    version = header.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format version {version}, this package reads {FORMAT_VERSION}: upgrade it")
+    return NativeContent(
+        architecture=header["architecture"],
+        config=header["config"],
+        elements={head: frozenset(values) for head, values in header["elements"].items()},
+        card=ModelCard.from_dict(header["card"]),
+        state=_with_prefix(tensors, "model."),
+        reference_energies={k: v.to(torch.float64) for k, v in _with_prefix(tensors, "reference_energies.").items()},
+    )
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

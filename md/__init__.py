@@ -1,0 +1,1 @@
+"""Molecular dynamics: trajectory files; knows only the ``Potential`` protocol, never a model."""

@@ -1,0 +1,1 @@
+"""Interatomic potentials: from positions to energies, forces and stress, in torch."""

@@ -1,0 +1,221 @@
+"""`EnergyPotential`: turns the atomic energies of a model into energies, forces and stress."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from e2former_calc.potentials.interface import AtomOutput, Edges, EnergyModel, ForceMode, NeighborCap, Property
+from e2former_calc.potentials.neighbors import NeighborList, neighbor_list, squared_length
+from e2former_calc.potentials.system import Prediction, System
+
+ALL_PROPERTIES: frozenset[Property] = frozenset({"energy", "forces", "stress"})
+
+
+class EnergyPotential(nn.Module):
+    """A model family as a `Potential`: reference energies, gradient forces, stress by strain derivative.
+
+    Coordinates, edge vectors, energy sums, forces and stress are float64; the network works in the
+    dtype of its parameters.
+
+    Args:
+        model: an `EnergyModel` that is also an `nn.Module`.
+        head: output head to use.
+        reference_energies: eV by atomic number for each head, shape (elements,), float64.
+        elements: atomic numbers that may be asked for.
+        force_mode: "gradient" or "head".
+        neighbor_cap: "official" reproduces the official neighbour selection, "none" keeps every pair.
+        uses_charge, uses_spin: whether charge and multiplicity change the prediction.
+
+    Raises:
+        ValueError: if forces from a head are asked of a model without one.
+    """
+
+    reference: Tensor
+
+    def __init__(
+        self,
+        model: EnergyModel,
+        *,
+        head: str,
+        reference_energies: Mapping[str, Float[Tensor, " elements"]],
+        elements: frozenset[int],
+        force_mode: ForceMode,
+        neighbor_cap: NeighborCap = "official",
+        uses_charge: bool = True,
+        uses_spin: bool = True,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"`model` must be a torch module, got {type(model).__name__}")
+        if force_mode == "head" and not model.has_force_head:
+            raise ValueError("forces='head' was asked for, but this model has no force head: use forces='gradient'")
+        if force_mode not in ("gradient", "head") or neighbor_cap not in ("official", "none"):
+            raise ValueError(
+                f"force_mode must be 'gradient' or 'head' and neighbor_cap 'official' or 'none', "
+                f"got {force_mode!r} and {neighbor_cap!r}"
+            )
+        self.model = model
+        self.head = head
+        self.elements = elements
+        self.force_mode: ForceMode = force_mode
+        self.neighbor_cap: NeighborCap = neighbor_cap
+        self.uses_charge, self.uses_spin = uses_charge, uses_spin
+        self.register_buffer("reference", reference_energies[head].to(torch.float64), persistent=False)
+
+    @property
+    def cutoff(self) -> float:
+        """Largest distance (Å) at which two atoms interact directly."""
+        return self.model.cutoff
+
+    @property
+    def conservative(self) -> bool:
+        """True if forces are the gradient of the energy."""
+        return self.force_mode == "gradient"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Arithmetic of the network."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(self.model.parameters()).device
+
+    def forward(
+        self,
+        system: System,
+        *,
+        properties: frozenset[Property] = ALL_PROPERTIES,
+        neighbors: NeighborList | None = None,
+        create_graph: bool = False,
+    ) -> Prediction:
+        """Predict; see `Potential`. `create_graph` keeps the graph, for training on forces and for Hessians.
+
+        Raises:
+            ValueError: for elements outside `elements`, or stress from a force head.
+        """
+        self._check(system, properties)
+        system = system.to(self.device)
+        graphs = self.graphs(system, neighbors)
+        gradient_forces = "forces" in properties and self.force_mode == "gradient"
+        differentiate = gradient_forces or "stress" in properties
+        with torch.set_grad_enabled(create_graph or differentiate):
+            positions, strain = _leaves(system, differentiate, "stress" in properties)
+            edges = tuple(_edge_geometry(graph, system, positions, strain) for graph in graphs)
+            wants_head = "forces" in properties and not gradient_forces
+            output: AtomOutput = self.model(system, edges, head=self.head, forces=wants_head)
+            energies = output.energies.to(torch.float64)
+            network_energy = energies.sum()
+        forces = output.forces.to(torch.float64) if wants_head and output.forces is not None else None
+        stress = None
+        if differentiate:
+            d_positions, d_strain = _derivatives(network_energy, positions, strain, create_graph)
+            forces = -d_positions if gradient_forces else forces
+            stress = _stress(d_strain, system) if d_strain is not None else None
+        energies = energies + self.reference[system.numbers]
+        energy = energies.new_zeros(system.n_structures).index_add(0, system.batch, energies)
+        keep = (lambda x: x) if create_graph else (lambda x: None if x is None else x.detach())
+        source = self.force_mode if forces is not None else None
+        return Prediction(keep(energy), keep(energies), keep(forces), keep(stress), source)
+
+    def graphs(self, system: System, neighbors: NeighborList | None = None) -> tuple[NeighborList, ...]:
+        """The edge lists that the network works on."""
+        if neighbors is None:
+            neighbors = neighbor_list(system, self.cutoff)
+        return self.model.graphs(system, neighbors, self.neighbor_cap)
+
+    def descriptors(self, system: System) -> Float[Tensor, "atoms channels"]:
+        """Rotation-invariant features of every atom in the last layer, in the dtype of the network."""
+        self._check(system, frozenset({"energy"}))
+        system = system.to(self.device)
+        with torch.no_grad():
+            edges = tuple(_edge_geometry(g, system, system.positions, None) for g in self.graphs(system))
+            output: AtomOutput = self.model(system, edges, head=self.head, forces=False)
+        return output.descriptors
+
+    def hessian(self, system: System) -> Float[Tensor, "coordinates coordinates"]:
+        """Second derivatives of the energy of one structure in eV/Å^2, shape (3 atoms, 3 atoms), symmetrised.
+
+        Raises:
+            ValueError: for several structures, or if forces come from a head.
+        """
+        if system.n_structures != 1 or self.force_mode != "gradient":
+            raise ValueError("a Hessian needs one structure and gradient forces (forces='gradient')")
+        self._check(system, frozenset({"forces"}))
+        system = system.to(self.device)
+        graphs = self.graphs(system)
+        positions = system.positions.detach().clone().requires_grad_(True)
+        with torch.enable_grad():
+            edges = tuple(_edge_geometry(graph, system, positions, None) for graph in graphs)
+            output: AtomOutput = self.model(system, edges, head=self.head, forces=False)
+            gradient, _ = _derivatives(output.energies.to(torch.float64).sum(), positions, None, True)
+            rows = [_row(component, positions) for component in gradient.flatten()]
+        matrix = torch.stack(rows).flatten(1)
+        return 0.5 * (matrix + matrix.T)
+
+    def _check(self, system: System, properties: frozenset[Property]) -> None:
+        unknown_property = properties - ALL_PROPERTIES
+        if unknown_property:
+            raise ValueError(f"unknown properties {sorted(unknown_property)}: choose from {sorted(ALL_PROPERTIES)}")
+        unknown = sorted(set(system.numbers.unique().tolist()) - self.elements)
+        if unknown:
+            raise ValueError(f"atomic numbers {unknown} are not covered by this model; it knows {sorted(self.elements)}")
+        if "stress" in properties and self.force_mode == "head":
+            raise ValueError("forces from a head have no consistent stress: use forces='gradient'")
+
+
+def _leaves(system: System, differentiate: bool, with_strain: bool) -> tuple[Tensor, Tensor | None]:
+    positions = system.positions.detach().requires_grad_(True) if differentiate else system.positions
+    strain = system.cell.new_zeros(system.n_structures, 3, 3).requires_grad_(True) if with_strain else None
+    return positions, strain
+
+
+def _edge_geometry(
+    graph: NeighborList, system: System, positions: Float[Tensor, "atoms 3"], strain: Tensor | None
+) -> Edges:
+    """Edge vectors as differentiable functions of positions and strain."""
+    vector = graph.vectors(positions, system.cell, system.batch)
+    if strain is not None:
+        vector = vector + (vector[:, None] @ strain[system.batch[graph.center]])[:, 0]
+    squared = squared_length(vector)
+    # An atom paired with itself has no direction; the square root is kept away from its singular point.
+    same = squared == 0.0
+    distance = torch.where(same, torch.ones_like(squared), squared).sqrt() * ~same
+    return Edges(neighbors=graph, vector=vector, distance=distance)
+
+
+def _derivatives(
+    energy: Tensor, positions: Tensor, strain: Tensor | None, create_graph: bool
+) -> tuple[Tensor, Tensor | None]:
+    """dE/dpositions and dE/dstrain; zero where the energy does not depend on them (isolated atoms)."""
+    leaves = [positions] if strain is None else [positions, strain]
+    if energy.grad_fn is None:
+        gradients: list[Tensor | None] = [None] * len(leaves)
+    else:
+        gradients = list(torch.autograd.grad(energy, leaves, create_graph=create_graph, allow_unused=True))
+    filled = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
+    return filled[0], filled[1] if strain is not None else None
+
+
+def _row(component: Tensor, positions: Tensor) -> Tensor:
+    if component.grad_fn is None:
+        return torch.zeros_like(positions)
+    (row,) = torch.autograd.grad(component, positions, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(positions) if row is None else row
+
+
+def _stress(
+    d_strain: Float[Tensor, "structures 3 3"], system: System
+) -> Float[Tensor, "structures 3 3"]:
+    symmetric = 0.5 * (d_strain + d_strain.mT)
+    volume = torch.linalg.det(system.cell).abs()
+    defined = system.pbc.any(-1) & (volume > 1e-6)
+    volume = torch.where(defined, volume, torch.full_like(volume, torch.nan))
+    return symmetric / volume[:, None, None]
+
+
