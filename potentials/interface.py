@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from e2former_calc.potentials.neighbors import NeighborList
@@ -34,13 +34,26 @@ class Potential(Protocol):
         dtype, device: of the network arithmetic; coordinates and results are float64.
     """
 
-    cutoff: float
-    elements: frozenset[int]
-    conservative: bool
-    uses_charge: bool
-    uses_spin: bool
-    dtype: torch.dtype
-    device: torch.device
+    @property
+    def cutoff(self) -> float: ...
+
+    @property
+    def elements(self) -> frozenset[int]: ...
+
+    @property
+    def conservative(self) -> bool: ...
+
+    @property
+    def uses_charge(self) -> bool: ...
+
+    @property
+    def uses_spin(self) -> bool: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
     def __call__(
         self,
@@ -100,14 +113,14 @@ class EnergyModel(Protocol):
         """True if the network can predict forces directly."""
         ...
 
-    def graphs(
-        self, system: System, neighbors: NeighborList, cap: NeighborCap
-    ) -> tuple[NeighborList, ...]:
+    def graphs(self, system: System, neighbors: NeighborList, cap: NeighborCap) -> tuple[NeighborList, ...]:
         """Choose from all pairs within `cutoff` the edge lists that the network works on."""
         ...
 
-    def __call__(
-        self, system: System, edges: tuple[Edges, ...], *, head: str, forces: bool
-    ) -> AtomOutput:
+    def truncated(self, system: System, neighbors: NeighborList) -> Bool[Tensor, " atoms"]:
+        """Atoms for which the official selection drops pairs within the cutoff."""
+        ...
+
+    def __call__(self, system: System, edges: tuple[Edges, ...], *, head: str, forces: bool) -> AtomOutput:
         """Evaluate the network; `forces` asks for the direct-force head."""
         ...

@@ -11,7 +11,7 @@ given and never wrapped; atoms may lie any number of cells away.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -69,6 +69,27 @@ class NeighborList:
         torch.cumsum(torch.bincount(center, minlength=n_atoms), dim=0, out=row_ptr[1:])
         return NeighborList(
             center=center[order], source=source[order], shift=shift[order], row_ptr=row_ptr, cutoff=cutoff
+        )
+
+    @staticmethod
+    def join(lists: Sequence[NeighborList], sizes: Sequence[int]) -> NeighborList:
+        """List of the stacked system from the lists of its parts, which have `sizes` atoms.
+
+        Raises:
+            ValueError: if there are no lists.
+        """
+        if not lists:
+            raise ValueError("`lists` is empty: give at least one neighbour list")
+        first_atom = np.cumsum([0, *sizes[:-1]]).tolist()
+        first_edge = np.cumsum([0, *(part.n_edges for part in lists[:-1])]).tolist()
+        starts = [part.row_ptr[:-1] + edge for part, edge in zip(lists, first_edge, strict=True)]
+        end = lists[-1].row_ptr[-1:] + first_edge[-1]
+        return NeighborList(
+            center=torch.cat([part.center + atom for part, atom in zip(lists, first_atom, strict=True)]),
+            source=torch.cat([part.source + atom for part, atom in zip(lists, first_atom, strict=True)]),
+            shift=torch.cat([part.shift for part in lists]),
+            row_ptr=torch.cat([*starts, end]),
+            cutoff=min(part.cutoff for part in lists),
         )
 
     @property
@@ -212,8 +233,8 @@ def complete_cell(
     periodic = [axis for axis in range(3) if bool(pbc[axis])]
     rows = cell.detach().cpu().numpy().astype(np.float64).copy()
     if not periodic:
-        extent = positions.amax(0) - positions.amin(0) if len(positions) else positions.new_zeros(3)
-        return torch.diag(extent + 1.0), pbc
+        box = positions.amax(0) - positions.amin(0) if len(positions) else positions.new_zeros(3)
+        return torch.diag(box + 1.0), pbc
     if periodic:
         lengths = np.linalg.norm(rows[periodic], axis=1)
         singular = np.linalg.svd(rows[periodic] / lengths[:, None], compute_uv=False)
@@ -260,9 +281,7 @@ Pairs = tuple[Int[Tensor, " edges"], Int[Tensor, " edges"], Int[Tensor, "edges 3
 Search = Callable[[Float[Tensor, "atoms 3"], Float[Tensor, "3 3"], Bool[Tensor, "3"], float], Pairs]
 
 
-def _choose_search(
-    method: str, size: int, cell: Float[Tensor, "3 3"], pbc: Bool[Tensor, "3"], cutoff: float
-) -> Search:
+def _choose_search(method: str, size: int, cell: Float[Tensor, "3 3"], pbc: Bool[Tensor, "3"], cutoff: float) -> Search:
     if method != "auto":
         return _search_torch if method == "torch" else _search_matscipy
     images = float(np.prod([2.0 * n + 1.0 for n in image_range(cell, pbc, cutoff)]))
@@ -341,7 +360,8 @@ def _sort_key(
     else:
         distinct, image = torch.unique(shift, dim=0, return_inverse=True)
         images = len(distinct)
-    return (center * n_atoms + source) * images + image
+    key: Tensor = (center * n_atoms + source) * images + image
+    return key
 
 
 def _raise_overlap(edges: NeighborList, squared: Float[Tensor, " edges"], system: System) -> None:

@@ -29,6 +29,7 @@ class EnergyPotential(nn.Module):
         force_mode: "gradient" or "head".
         neighbor_cap: "official" reproduces the official neighbour selection, "none" keeps every pair.
         uses_charge, uses_spin: whether charge and multiplicity change the prediction.
+        strict: False evaluates elements outside `elements` too, as long as the network has a row for them.
 
     Raises:
         ValueError: if forces from a head are asked of a model without one.
@@ -47,6 +48,7 @@ class EnergyPotential(nn.Module):
         neighbor_cap: NeighborCap = "official",
         uses_charge: bool = True,
         uses_spin: bool = True,
+        strict: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -63,7 +65,7 @@ class EnergyPotential(nn.Module):
         self.elements = elements
         self.force_mode: ForceMode = force_mode
         self.neighbor_cap: NeighborCap = neighbor_cap
-        self.uses_charge, self.uses_spin = uses_charge, uses_spin
+        self.uses_charge, self.uses_spin, self.strict = uses_charge, uses_spin, strict
         self.register_buffer("reference", reference_energies[head].to(torch.float64), persistent=False)
 
     @property
@@ -119,15 +121,22 @@ class EnergyPotential(nn.Module):
             stress = _stress(d_strain, system) if d_strain is not None else None
         energies = energies + self.reference[system.numbers]
         energy = energies.new_zeros(system.n_structures).index_add(0, system.batch, energies)
-        keep = (lambda x: x) if create_graph else (lambda x: None if x is None else x.detach())
-        source = self.force_mode if forces is not None else None
-        return Prediction(keep(energy), keep(energies), keep(forces), keep(stress), source)
+        prediction = Prediction(
+            energy, energies, forces, stress, force_source=None if forces is None else self.force_mode
+        )
+        return prediction if create_graph else prediction.detach()
 
     def graphs(self, system: System, neighbors: NeighborList | None = None) -> tuple[NeighborList, ...]:
         """The edge lists that the network works on."""
         if neighbors is None:
             neighbors = neighbor_list(system, self.cutoff)
         return self.model.graphs(system, neighbors, self.neighbor_cap)
+
+    def truncated_atoms(self, system: System, neighbors: NeighborList) -> int:
+        """Number of atoms for which the neighbour cap drops pairs within the cutoff."""
+        if self.neighbor_cap == "none":
+            return 0
+        return int(self.model.truncated(system, neighbors).sum())
 
     def descriptors(self, system: System) -> Float[Tensor, "atoms channels"]:
         """Rotation-invariant features of every atom in the last layer, in the dtype of the network."""
@@ -162,9 +171,12 @@ class EnergyPotential(nn.Module):
         unknown_property = properties - ALL_PROPERTIES
         if unknown_property:
             raise ValueError(f"unknown properties {sorted(unknown_property)}: choose from {sorted(ALL_PROPERTIES)}")
-        unknown = sorted(set(system.numbers.unique().tolist()) - self.elements)
+        allowed = self.elements if self.strict else frozenset(range(1, len(self.reference)))
+        unknown = sorted(set(system.numbers.unique().tolist()) - allowed)
         if unknown:
-            raise ValueError(f"atomic numbers {unknown} are not covered by this model; it knows {sorted(self.elements)}")
+            raise ValueError(
+                f"atomic numbers {unknown} are not covered by this model; it knows {sorted(self.elements)}"
+            )
         if "stress" in properties and self.force_mode == "head":
             raise ValueError("forces from a head have no consistent stress: use forces='gradient'")
 
@@ -209,13 +221,9 @@ def _row(component: Tensor, positions: Tensor) -> Tensor:
     return torch.zeros_like(positions) if row is None else row
 
 
-def _stress(
-    d_strain: Float[Tensor, "structures 3 3"], system: System
-) -> Float[Tensor, "structures 3 3"]:
+def _stress(d_strain: Float[Tensor, "structures 3 3"], system: System) -> Float[Tensor, "structures 3 3"]:
     symmetric = 0.5 * (d_strain + d_strain.mT)
     volume = torch.linalg.det(system.cell).abs()
     defined = system.pbc.any(-1) & (volume > 1e-6)
     volume = torch.where(defined, volume, torch.full_like(volume, torch.nan))
     return symmetric / volume[:, None, None]
-
-

@@ -144,3 +144,9 @@ class Prediction:
     forces: Float[Tensor, "atoms 3"] | None = None
     stress: Float[Tensor, "structures 3 3"] | None = None
     force_source: str | None = None
+
+    def detach(self) -> Prediction:
+        """The same numbers without their computational graph."""
+        forces = None if self.forces is None else self.forces.detach()
+        stress = None if self.stress is None else self.stress.detach()
+        return replace(self, energy=self.energy.detach(), energies=self.energies.detach(), forces=forces, stress=stress)

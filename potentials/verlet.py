@@ -7,9 +7,10 @@ fresh list exactly.
 
 from __future__ import annotations
 
+from torch import equal
+
 from e2former_calc.potentials.neighbors import NeighborList, neighbor_list, squared_length
 from e2former_calc.potentials.system import System
-from torch import equal as same
 
 
 class VerletList:
@@ -46,7 +47,7 @@ class VerletList:
         return self._list
 
     def _reusable(self, built: System, system: System) -> bool:
-        unchanged = all(same(getattr(built, name), getattr(system, name)) for name in ("batch", "cell", "pbc"))
+        unchanged = all(equal(getattr(built, name), getattr(system, name)) for name in ("batch", "cell", "pbc"))
         if self.skin == 0 or not unchanged:
             return False
         moved = squared_length(system.positions.detach() - built.positions)

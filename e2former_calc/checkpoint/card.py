@@ -63,4 +63,5 @@ class ModelCard:
         """Inverse of `to_dict`; fields that this version does not know are dropped."""
         known = {f.name for f in fields(cls)}
         tuples = ("elements", "heads")
-        return cls(**{k: tuple(v) if k in tuples else v for k, v in values.items() if k in known})
+        stated: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in values.items() if k in known}
+        return cls(**stated)

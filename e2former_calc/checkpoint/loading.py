@@ -20,6 +20,7 @@ from e2former_calc.checkpoint.native import NativeContent, read_native
 from e2former_calc.checkpoint.official_v2 import build_official_v2, initialize, is_official_v2, load_weights
 from e2former_calc.checkpoint.reference_energies import covered_elements, reference_energies
 from e2former_calc.potentials.e2former_v2 import E2FormerV2, E2FormerV2Config
+from e2former_calc.potentials.e2former_v2.official_config import read_official_config
 from e2former_calc.potentials.interface import ForceMode, NeighborCap
 from e2former_calc.potentials.kernels import Implementation
 from e2former_calc.potentials.potential import EnergyPotential
@@ -86,6 +87,7 @@ def load_potential(
     forces: Literal["auto", "gradient", "head"] = "auto",
     neighbor_cap: NeighborCap = "official",
     implementation: str = "auto",
+    strict: bool = True,
 ) -> EnergyPotential:
     """Load a trained model.
 
@@ -99,6 +101,7 @@ def load_potential(
         forces: "auto" is what the model was trained for; "gradient" and "head" choose.
         neighbor_cap: "official" reproduces the official selection of neighbours, "none" keeps all.
         implementation: "reference", "blocked" or "auto" (which is "blocked").
+        strict: False also evaluates elements that the model was not trained on.
 
     Returns:
         A `Potential` (eV, Å).
@@ -123,8 +126,9 @@ def load_potential(
         neighbor_cap=neighbor_cap,
         uses_charge=loaded.card.uses_charge,
         uses_spin=loaded.card.uses_spin,
+        strict=strict,
     )
-    potential.model.to(dtype=resolve_dtype(dtype))  # type: ignore[attr-defined]
+    potential.model.to(dtype=resolve_dtype(dtype))
     return potential.to(resolve_device(device))
 
 
@@ -218,16 +222,14 @@ def _load_native(path: Path) -> LoadedModel:
     return LoadedModel(path, model, content.card, config, content.reference_energies, content.elements)
 
 
-def _load_official(
-    path: Path, config: str | Path | Mapping[str, Any] | None, variant: str | None
-) -> LoadedModel:
+def _load_official(path: Path, config: str | Path | Mapping[str, Any] | None, variant: str | None) -> LoadedModel:
     content = _unpickle(path)
     if not is_official_v2(content):
         keys = sorted(map(str, content))[:8] if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(f"{path} is not a checkpoint of a known layout (E2Former-V2); it holds {keys}")
     values = _read_config(path, config)
     try:
-        parsed = E2FormerV2Config.from_official(values, variant=variant or "main")  # type: ignore[arg-type]
+        parsed = read_official_config(values, variant=variant or "main")
     except ValueError as error:
         raise CheckpointError(f"{path.name}: {error}") from None
     model = build_official_v2(parsed, content["model"])
@@ -266,6 +268,8 @@ def sha256(path: Path) -> str:
 
 def _unpickle(path: Path) -> Any:
     """Tensors and plain containers only; `slice` appears in official files and is harmless."""
+    with path.open("rb"):
+        pass  # a file that may not be read raises its own OSError; torch raises one for damaged files
     try:
         with torch.serialization.safe_globals([slice]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -274,7 +278,7 @@ def _unpickle(path: Path) -> Any:
         raise CheckpointError(
             f"{path} cannot be read safely: {reason}. Files that need their classes unpickled are not loaded."
         ) from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is truncated or not a torch checkpoint: {reason}") from None
 

@@ -59,7 +59,7 @@ def write_native(path: str | Path, content: NativeContent) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, target)
+        partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 

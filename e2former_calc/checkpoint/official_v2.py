@@ -125,9 +125,7 @@ def load_weights(model: E2FormerV2, state: Mapping[str, Tensor]) -> E2FormerV2:
     return model.eval().requires_grad_(False)
 
 
-def rename_state(
-    config: E2FormerV2Config, state: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def rename_state(config: E2FormerV2Config, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Our names for the official tensors, and back; tensors without influence are left out."""
     renamed: dict[str, Tensor] = {}
     official: dict[str, str] = {}

@@ -15,18 +15,21 @@ from math import pi, sqrt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import dropout, silu, softplus
+from torch.nn.functional import dropout, linear, silu, softplus
 
 from e2former_calc.potentials.e2former_v2.config import AttentionOrder, E2FormerV2Config
 from e2former_calc.potentials.e2former_v2.layers import EPS, InvariantProjection, RadialNetwork, SO3Linear
 from e2former_calc.potentials.kernels import Implementation
 from e2former_calc.potentials.kernels.edge_dot import edge_dot
 from e2former_calc.potentials.kernels.edge_moment import edge_moment
+from e2former_calc.potentials.kernels.recompute import evaluate
 from e2former_calc.potentials.neighbors import NeighborList
 from e2former_calc.potentials.so3 import SphericalHarmonics, coupling_paths, vector_coupling
 
 DENOMINATOR_OFFSET = 1e-3
 """Added to the softmax denominator, relative to the largest exponential (which is 1)."""
+TIE_ROUNDING = 64
+"""Scores that differ by less than this many rounding errors are equal."""
 ELEMENT_ROWS, ELEMENT_WIDTH = 256, 128
 
 
@@ -127,9 +130,7 @@ class FirstOrderConvolution(nn.Module):
         self.lmax = lmax
         paths = coupling_paths(lmax)
         self.n_paths = [sum(l_out == degree for _, l_out in paths) for degree in range(lmax + 1)]
-        self.mixing = nn.ParameterList(
-            torch.randn(n_out, n * channels) / (n * channels) ** 0.5 for n in self.n_paths
-        )
+        self.mixing = nn.ParameterList(torch.randn(n_out, n * channels) / (n * channels) ** 0.5 for n in self.n_paths)
         blocks = []
         for l_in, l_out in paths:
             block = torch.zeros(2 * l_out + 1, 3, (lmax + 1) ** 2, dtype=torch.float64)
@@ -144,7 +145,8 @@ class FirstOrderConvolution(nn.Module):
         for degree, weight in enumerate(self.mixing):
             n_paths, n_rows = self.n_paths[degree], 2 * degree + 1
             paths = products[:, start : start + n_paths * n_rows].unflatten(1, (n_paths, n_rows))
-            outputs.append(paths.transpose(1, 2).flatten(2) @ weight.T)
+            by_row = paths.transpose(1, 2).flatten(2)
+            outputs.append(linear(by_row.flatten(0, 1), weight).unflatten(0, by_row.shape[:2]))
             start += n_paths * n_rows
         return torch.cat(outputs, dim=1)
 
@@ -179,7 +181,11 @@ class Attention(nn.Module):
         self, h: Float[Tensor, "atoms rows channels"], edges: EdgeFeatures, implementation: Implementation
     ) -> Float[Tensor, "atoms rows channels"]:
         """Update of the normalised features `h`."""
-        weight = self.weights(h, edges, implementation)
+        heads, width = self.config.num_heads, self.config.head_width
+        query = self.query(h).unflatten(1, (heads, width))
+        key = self.key(h).unflatten(1, (heads, width))
+        stored: Implementation = "reference" if self.training else implementation
+        weight = evaluate(self.weights, h, query, key, edges, implementation, implementation=stored)
         basis = edges.direction if self.convolution is not None else torch.ones_like(edges.direction[:, :1])
         moment = edge_moment(weight, basis, self.value(h), edges.neighbors, implementation=implementation)
         collected = moment[:, 0] if self.convolution is None else self.convolution(moment)
@@ -187,10 +193,15 @@ class Attention(nn.Module):
         return result
 
     def weights(
-        self, h: Float[Tensor, "atoms rows channels"], edges: EdgeFeatures, implementation: Implementation
+        self,
+        h: Float[Tensor, "atoms rows channels"],
+        query: Float[Tensor, "atoms heads width"],
+        key: Float[Tensor, "atoms heads width"],
+        edges: EdgeFeatures,
+        implementation: Implementation,
     ) -> Float[Tensor, "edges heads"]:
         """Attention weight alpha of every edge and head."""
-        heads, width = self.config.num_heads, self.config.head_width
+        heads = self.config.num_heads
         tables = (self.target_embedding(edges.elements), self.source_embedding(edges.elements))
         radial = self.radial(edges.basis, *tables, edges.pair)
         if isinstance(self.gate, DirectionGate):
@@ -200,9 +211,8 @@ class Attention(nn.Module):
             gate = self.gate(h, edges, solid)
         else:
             gate, amplitude = radial.split(heads, dim=1)
-        query = self.query(h).unflatten(1, (heads, width))
-        key = self.key(h).unflatten(1, (heads, width))
-        score = gate * edge_dot(query, key, edges.neighbors, implementation=implementation) / sqrt(width)
+        score = gate * edge_dot(query, key, edges.neighbors, implementation=implementation)
+        score = score / sqrt(self.config.head_width)
         return self._normalize(score, amplitude, edges)
 
     def _normalize(
@@ -223,15 +233,20 @@ def offset_softmax(
 ) -> Float[Tensor, "edges heads"]:
     """exp(a - M) u / (sum exp(a - M) u + 1e-3) over the edges of each center, M the largest score.
 
-    The offset is absolute, so the maximum influences the result and carries a gradient (shared
-    evenly among equal scores). An edge that enters the cutoff enters M at once: the
-    function is not continuous there.
+    The offset is absolute, so the maximum influences the result and carries a gradient. Scores that
+    equal the maximum to rounding share that gradient evenly: forces of symmetric structures are then
+    symmetric and do not depend on the order of summation. An edge that enters the cutoff enters M at
+    once: the function is not continuous there.
     """
     center = neighbors.center
-    n_centers = neighbors.row_ptr.shape[0] - 1
-    index = center[:, None].expand_as(score)
-    lowest = score.new_full((n_centers, score.shape[1]), -torch.inf)
-    largest = lowest.scatter_reduce(0, index, score, reduce="amax", include_self=False)
-    exponential = torch.exp(score - largest[center]) * envelope
-    total = torch.zeros_like(lowest).index_add(0, center, exponential)
+    empty = score.new_zeros(neighbors.row_ptr.shape[0] - 1, score.shape[1])
+    with torch.no_grad():
+        index = center[:, None].expand_as(score)
+        largest = empty.scatter_reduce(0, index, score, reduce="amax", include_self=False)[center]
+        tolerance = TIE_ROUNDING * torch.finfo(score.dtype).eps * largest.abs().clamp_min(1.0)
+        tied = (score >= largest - tolerance).to(score.dtype)
+        share = tied / empty.index_add(0, center, tied)[center]
+    maximum = empty.index_add(0, center, share * score)
+    exponential = torch.exp(score - maximum[center]) * envelope
+    total = empty.index_add(0, center, exponential)
     return exponential / (total[center] + DENOMINATOR_OFFSET)

@@ -43,6 +43,18 @@ def select_graphs(
     return short, long_range_graph(config, system, neighbors, cap)
 
 
+def truncated_atoms(config: E2FormerV2Config, system: System, neighbors: NeighborList) -> Bool[Tensor, " atoms"]:
+    """Atoms that lose pairs within the cutoff through the official selection."""
+    short = neighbors.within(system, config.max_radius)
+    if config.variant == "legacy":
+        limit = neighbors.n_edges if config.max_neighbors is None else config.max_neighbors
+        return short.counts > limit
+    complete = select_graphs(config, system, neighbors, "none")
+    official = select_graphs(config, system, neighbors, "official")
+    lost = [a.counts != b.counts for a, b in zip(complete, official, strict=True)]
+    return torch.stack(lost).any(0)
+
+
 def long_range_graph(
     config: E2FormerV2Config, system: System, neighbors: NeighborList, cap: NeighborCap
 ) -> NeighborList:

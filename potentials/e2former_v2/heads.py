@@ -100,8 +100,7 @@ class SphereSampleHead(nn.Module):
     def forward(self, x: Float[Tensor, "atoms rows channels"]) -> Float[Tensor, "atoms *components"]:
         """Energies in eV, or forces in eV/Å."""
         samples = self.sampling.to(x.dtype) @ x
-        value = self.last(silu(self.second(silu(self.first(samples)))))
+        value: Tensor = self.last(silu(self.second(silu(self.first(samples)))))
         if self.forces:
-            value = value * self.points.to(x.dtype)
-            return value.mean(dim=1)
+            return (value * self.points.to(x.dtype)).mean(dim=1)
         return value.mean(dim=1).squeeze(1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 EPS = 1e-5
 GATE_SCALAR_GAIN = 1.6791767923989418
@@ -36,11 +36,12 @@ class SO3Linear(nn.Module):
 
 
 def _per_degree(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One matrix product per degree, on all rows of that degree at once."""
     degrees = []
     for degree in range(weight.shape[0]):
         rows = x[:, degree**2 : (degree + 1) ** 2]
-        y = rows @ weight[degree].T
-        degrees.append(y + bias if degree == 0 and bias is not None else y)
+        y = linear(rows.flatten(0, 1), weight[degree], bias if degree == 0 else None)
+        degrees.append(y.unflatten(0, rows.shape[:2]))
     return torch.cat(degrees, dim=1)
 
 

@@ -33,9 +33,7 @@ EXCLUDED_OFFSET = 1000.0
 _CHUNK = 4_000_000
 
 
-def legacy_graph(
-    config: E2FormerV2Config, system: System, neighbors: NeighborList, cap: NeighborCap
-) -> NeighborList:
+def legacy_graph(config: E2FormerV2Config, system: System, neighbors: NeighborList, cap: NeighborCap) -> NeighborList:
     """All columns of all centers as edges; those beyond the cutoff have envelope zero.
 
     `neighbors` only vouches for the geometry having been checked.
@@ -110,4 +108,3 @@ def _images(
             near &= distance <= distance.kthvalue(limit + 1, dim=1, keepdim=True).values
         keep |= near.any(0)
     return source[keep], shift[keep], image[keep]
-

@@ -7,18 +7,19 @@ differentiable twice, no padding between structures.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from e2former_calc.potentials.e2former_v2.attention import Attention, EdgeFeatures
 from e2former_calc.potentials.e2former_v2.config import AttentionOrder, E2FormerV2Config
-from e2former_calc.potentials.e2former_v2.graph import select_graphs
+from e2former_calc.potentials.e2former_v2.graph import select_graphs, truncated_atoms
 from e2former_calc.potentials.e2former_v2.heads import EnergyHead, LinearForceHead, PainnForceHead, SphereSampleHead
 from e2former_calc.potentials.e2former_v2.layers import EquivariantRMSNorm, GatedFeedForward, RadialNetwork, SO3Linear
 from e2former_calc.potentials.e2former_v2.legacy import EXCLUDED_OFFSET
 from e2former_calc.potentials.interface import AtomOutput, Edges, NeighborCap
 from e2former_calc.potentials.kernels import Implementation
+from e2former_calc.potentials.kernels.recompute import evaluate
 from e2former_calc.potentials.neighbors import NeighborList
 from e2former_calc.potentials.radial import GaussianBasis, bell_envelope, polynomial_envelope
 from e2former_calc.potentials.so3 import SphericalHarmonics
@@ -45,28 +46,24 @@ class InputEmbedding(nn.Module):
         self.source_embedding = nn.Embedding(ELEMENT_ROWS, config.num_basis)
         self.target_embedding = nn.Embedding(ELEMENT_ROWS, config.num_basis)
         self.radial = nn.ModuleList(
-            RadialNetwork(
-                config.num_basis, config.num_basis, config.channels, layer_norm=config.embedding_layer_norm
-            )
+            RadialNetwork(config.num_basis, config.num_basis, config.channels, layer_norm=config.embedding_layer_norm)
             for _ in range(config.lmax + 1)
         )
 
-    def forward(self, edges: EdgeFeatures) -> Float[Tensor, "atoms rows channels"]:
+    def forward(self, edges: EdgeFeatures, implementation: Implementation) -> Float[Tensor, "atoms rows channels"]:
         """Features of each center; zero for an atom without neighbours."""
-        tables = (self.target_embedding(edges.elements), self.source_embedding(edges.elements))
-        center = edges.neighbors.center
-        n_atoms = edges.neighbors.row_ptr.shape[0] - 1
-        scale = edges.envelope[:, None] / self.avg_degree
-        degrees = []
-        for degree, radial in enumerate(self.radial):
-            radial_part = radial(edges.basis, *tables, edges.pair) * scale
-            harmonics = edges.harmonics[:, degree**2 : (degree + 1) ** 2]
-            rows = [
-                radial_part.new_zeros(n_atoms, radial_part.shape[1]).index_add(0, center, y[:, None] * radial_part)
-                for y in harmonics.unbind(1)
-            ]
-            degrees.append(torch.stack(rows, dim=1))
+        stored: Implementation = "reference" if self.training else implementation
+        degrees = [evaluate(self._degree, degree, edges, implementation=stored) for degree in range(self.lmax + 1)]
         return torch.cat(degrees, dim=1)
+
+    def _degree(self, degree: int, edges: EdgeFeatures) -> Float[Tensor, "atoms rows_of_degree channels"]:
+        tables = (self.target_embedding(edges.elements), self.source_embedding(edges.elements))
+        radial = self.radial[degree](edges.basis, *tables, edges.pair)
+        radial = radial * (edges.envelope[:, None] / self.avg_degree)
+        harmonics = edges.harmonics[:, degree**2 : (degree + 1) ** 2]
+        empty = radial.new_zeros(edges.neighbors.row_ptr.shape[0] - 1, radial.shape[1])
+        rows = [empty.index_add(0, edges.neighbors.center, y[:, None] * radial) for y in harmonics.unbind(1)]
+        return torch.stack(rows, dim=1)
 
 
 class Block(nn.Module):
@@ -184,6 +181,10 @@ class E2FormerV2(nn.Module):
         """Short-range edges and, if the network has them, long-range edges."""
         return select_graphs(self.config, system, neighbors, cap)
 
+    def truncated(self, system: System, neighbors: NeighborList) -> Bool[Tensor, " atoms"]:
+        """Atoms for which the official selection drops pairs within the cutoff."""
+        return truncated_atoms(self.config, system, neighbors)
+
     def forward(self, system: System, edges: tuple[Edges, ...], *, head: str, forces: bool = False) -> AtomOutput:
         """Energies (eV) of all atoms, and direct forces (eV/Å) if asked for and available."""
         x = self.node_features(system, edges)
@@ -197,7 +198,7 @@ class E2FormerV2(nn.Module):
         elements, element_of_atom = torch.unique(system.numbers, return_inverse=True)
         short = self._edge_features(edges[0], elements, element_of_atom, long_range=False)
         condition = self.condition_vector(system.charge, system.spin)[system.batch]
-        x: Tensor = self.embedding(short)
+        x: Tensor = self.embedding(short, self.implementation)
         for block in self.blocks:
             x = block(x, condition, short, self.implementation)
         if self.long_range is not None:

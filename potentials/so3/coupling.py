@@ -7,6 +7,7 @@ Quantum Theory of Angular Momentum (1988), chapter 8; real basis as in e3nn.
 from __future__ import annotations
 
 from functools import cache
+from math import sqrt
 
 import torch
 from jaxtyping import Float
@@ -26,8 +27,8 @@ def vector_coupling(l_in: int, l_out: int) -> Float[Tensor, "m_in 3 m_out"]:
         raise ValueError(f"degrees {l_in} x 1 -> {l_out} violate the triangle rule")
     from e3nn.o3 import wigner_3j
 
-    coefficients: Tensor = wigner_3j(l_in, 1, l_out, dtype=torch.float64)
-    return coefficients * (2 * l_out + 1) ** 0.5
+    normalized: Tensor = wigner_3j(l_in, 1, l_out, dtype=torch.float64)
+    return normalized * sqrt(2 * l_out + 1)
 
 
 def coupling_paths(lmax: int) -> list[tuple[int, int]]:

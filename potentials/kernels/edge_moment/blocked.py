@@ -21,16 +21,15 @@ def edge_moment(weight: Tensor, basis: Tensor, value: Tensor, source: Tensor, ro
 
 class _EdgeMoment(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, basis: Tensor, value: Tensor, source: Tensor, row_ptr: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, basis: Tensor, value: Tensor, source: Tensor, row_ptr: Tensor) -> Tensor:
         ctx.save_for_backward(weight, basis, value, source, row_ptr)
         rows, channels = value.shape[1:]
         parts = []
         for block in center_blocks(row_ptr, rows * channels):
             _, message = _messages(block, weight, value, source)
             parts.append(basis[block.edge].mT @ message.flatten(2))
-        return torch.cat(parts).unflatten(2, (rows, channels))
+        moment: Tensor = torch.cat(parts).unflatten(2, (rows, channels))
+        return moment
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:

@@ -1,0 +1,445 @@
+"""ASE calculator: `ase.Atoms` in; energy, forces and stress in eV and Å out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from e2former_calc.checkpoint.loading import load_potential, resolve_path, sha256
+from e2former_calc.electronic_state import (
+    ElectronicState,
+    as_integer,
+    check_electronic_state,
+    electronic_state,
+    watched_info,
+)
+from e2former_calc.potentials.interface import NeighborCap, Potential, Property
+from e2former_calc.potentials.neighbors import NeighborList, neighbor_list
+from e2former_calc.potentials.potential import EnergyPotential
+from e2former_calc.potentials.system import Prediction, System
+from e2former_calc.potentials.verlet import VerletList
+
+ENERGY_PROPERTIES = ("energy", "free_energy", "energies")
+
+
+class E2FormerCalculator(Calculator):
+    """E2Former-family potential as an ASE calculator.
+
+    Energy and free_energy in eV, energies in eV per atom, forces in eV/Å, stress in eV/Å^3 (Voigt order
+    xx yy zz yz xz xy, positive under tension). They are computed together; asking for energies only
+    saves the backward pass. `atoms` is never changed or wrapped.
+
+    Args:
+        model: official checkpoint (.pt), our .safetensors file, name of a bundled model, or a `Potential`.
+        config: official YAML of the checkpoint; found beside it if there is only one.
+        head: output head; needed if the file has several.
+        variant: "main" or "legacy" for official E2Former-V2 files.
+        device: "auto", "cpu", "cuda", ...
+        dtype: "float32" or "float64" arithmetic of the network; geometry and sums are float64 always.
+        charge: total charge in e; overrides `atoms.info["charge"]`.
+        spin: multiplicity 2S + 1; overrides `atoms.info["spin_multiplicity"]` and `atoms.info["spin"]`.
+        forces: "auto" (what the model was trained for), "gradient" or "head".
+        skin: extra list distance in Å; the neighbour list is reused until an atom moves by half of it.
+        neighbor_cap: "official" reproduces the official neighbour selection, "none" keeps all neighbours.
+        implementation: "auto", "reference" or "blocked".
+        strict: False turns refusals about elements, charge and spin into warnings.
+
+    Attributes:
+        additional_outputs: `force_source` ("gradient" or "head") of the last calculation.
+
+    Raises:
+        CheckpointError, FileNotFoundError: if the model cannot be loaded.
+        ValueError: for bad options; on calculation for bad structures.
+    """
+
+    name = "e2former"
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: str | Path | Potential,
+        config: str | Path | Mapping[str, Any] | None = None,
+        head: str | None = None,
+        variant: str | None = None,
+        device: str = "auto",
+        dtype: str = "float32",
+        charge: int | None = None,
+        spin: int | None = None,
+        forces: str = "auto",
+        skin: float = 0.0,
+        neighbor_cap: NeighborCap = "official",
+        implementation: str = "auto",
+        strict: bool = True,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.charge = None if charge is None else as_integer("charge", charge)
+        self.spin = None if spin is None else as_integer("spin", spin)
+        self.skin, self.strict = float(skin), strict
+        self.additional_outputs: dict[str, Any] = {}
+        self._warned: set[str] = set()
+        self._snapshot: _Snapshot | None = None
+        self._recipe: dict[str, Any] = {
+            "model": model, "config": config, "head": head, "variant": variant, "device": str(device), "dtype": dtype,
+            "forces": forces, "neighbor_cap": neighbor_cap, "implementation": implementation, "strict": strict,
+        }  # fmt: skip
+        self._sha256: str | None = None
+        self._potential: Potential | None = None
+        self._load()
+        if not self.potential.conservative:
+            self._warn(
+                "force head",
+                "forces come from a network head and are not the gradient of the energy: NVE does not conserve energy, "
+                "optimisers may stall and stress is unavailable; forces='gradient' gives the conservative field",
+            )
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **options: Any) -> E2FormerCalculator:
+        """Same as the constructor with `model=path`."""
+        return cls(path, **options)
+
+    @property
+    def potential(self) -> Potential:
+        """The loaded potential; after unpickling it is loaded on first use."""
+        if self._potential is None:
+            self._load()
+        return cast(Potential, self._potential)
+
+    def _load(self) -> None:
+        model = self._recipe["model"]
+        if isinstance(model, str | Path):
+            path = resolve_path(model)
+            checksum = sha256(path)
+            if self._sha256 not in (None, checksum):
+                raise ValueError(
+                    f"{path} has changed since this calculator was saved: sha256 {checksum}, expected {self._sha256}"
+                )
+            self._sha256 = checksum
+            options = {k: v for k, v in self._recipe.items() if k != "model"}
+            potential: Potential = load_potential(path, **options)
+        elif isinstance(model, Potential):
+            potential = model
+        else:
+            raise ValueError(f"`model` must be a path, a bundled model's name or a Potential, got {model!r}")
+        if not potential.conservative:
+            self.implemented_properties = [p for p in type(self).implemented_properties if p != "stress"]
+        self._potential = potential
+        self._lists = VerletList(potential.cutoff, self.skin)
+
+    # ------------------------------------------------------------------ ASE contract
+
+    def set_atoms(self, atoms: Atoms) -> None:
+        """Called by `atoms.calc = calculator`: refuse elements that the model does not know."""
+        self._check_elements(atoms)
+
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """Value of one property; calculates only what has changed."""
+        if name not in self.implemented_properties:
+            reason = " (its forces come from a head)" if name == "stress" else ""
+            raise PropertyNotImplementedError(f"{name!r} is not available from this model{reason}")
+        if atoms is None:
+            if self.atoms is None:
+                raise ValueError("no structure has been calculated yet: pass atoms")
+            atoms = self.atoms
+        elif self._changed(atoms):
+            if not allow_calculation:
+                return None
+            self.reset()
+        if name not in self.results:
+            if not allow_calculation:
+                return None
+            self.calculate(atoms, [name])
+        result = self.results[name]
+        return result.copy() if isinstance(result, np.ndarray) else result
+
+    def calculation_required(self, atoms: Atoms, properties: Sequence[str]) -> bool:
+        """True if any of `properties` has to be computed for `atoms`."""
+        return any(name not in self.results for name in properties) or self._changed(atoms)
+
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """Names of what has changed since the last calculation; `tol` is accepted and not needed."""
+        del tol
+        return list(all_changes) if self._snapshot is None else self._snapshot.differences(atoms)
+
+    def reset(self) -> None:
+        """Forget results; the neighbour list stays."""
+        self.atoms = None
+        self.results = {}
+        self._snapshot = None
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy", "forces"),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Fill `results`; see the class for units."""
+        del system_changes
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise ValueError("no structure: pass atoms")
+        has_stress = self._has_stress(atoms)
+        if "stress" in properties:
+            self._check_stress(atoms, has_stress)
+        wanted: set[Property] = {"energy"}
+        if any(name not in ENERGY_PROPERTIES for name in properties):
+            wanted.add("forces")
+            if has_stress:
+                wanted.add("stress")
+        system = self._system(atoms)
+        neighbors = self._lists.update(system)
+        self._warn_if_truncated(system, neighbors)
+        prediction = self.potential(system, properties=frozenset(wanted), neighbors=neighbors)
+        self.atoms = atoms.copy()
+        self._snapshot = _Snapshot(atoms)
+        self.results = _results(prediction, slice(None), 0)
+        self.additional_outputs = {"force_source": prediction.force_source}
+
+    def todict(self, skip_default: bool = True) -> dict[str, Any]:
+        """Recipe of this calculator, JSON-able."""
+        del skip_default
+        recipe = {k: v if v is None or isinstance(v, str | bool) else str(v) for k, v in self._recipe.items()}
+        extra = {"charge": self.charge, "spin": self.spin, "skin": self.skin}
+        return {**recipe, **extra, "sha256": self._sha256}
+
+    # ------------------------------------------------------------------ more than ASE asks for
+
+    def evaluate(
+        self, images: Sequence[Atoms], properties: Iterable[str] = ("energy", "forces"), *, atoms_per_batch: int = 2000
+    ) -> list[dict[str, Any]]:
+        """Many structures of any size, periodic or not, charged or not, in as few network calls as possible.
+
+        Args:
+            images: structures; not changed.
+            properties: any of energy, free_energy, energies, forces, stress.
+            atoms_per_batch: structures are joined until they hold this many atoms.
+
+        Returns:
+            One dictionary per structure with values as in `results`.
+
+        Raises:
+            PropertyNotImplementedError: for stress of a structure without one.
+            ValueError: for unknown properties, or a bad structure, with its index.
+        """
+        names = list(properties)
+        unknown = [name for name in names if name not in self.implemented_properties]
+        if unknown:
+            raise PropertyNotImplementedError(f"{unknown} not available; choose from {self.implemented_properties}")
+        wanted: set[Property] = {"energy"}
+        wanted.update(cast(Property, name) for name in names if name not in ENERGY_PROPERTIES)
+        results: list[dict[str, Any]] = []
+        for batch in _batches(images, atoms_per_batch):
+            results += self._evaluate_batch([images[i] for i in batch], batch, frozenset(wanted))
+        return [{name: result[name] for name in names} for result in results]
+
+    def _evaluate_batch(
+        self, images: list[Atoms], indices: list[int], wanted: frozenset[Property]
+    ) -> list[dict[str, Any]]:
+        systems, lists = [], []
+        for index, atoms in zip(indices, images, strict=True):
+            try:
+                if "stress" in wanted:
+                    self._check_stress(atoms, self._has_stress(atoms))
+                systems.append(self._system(atoms))
+                lists.append(neighbor_list(systems[-1], self.potential.cutoff))
+            except ValueError as error:
+                raise ValueError(f"structure {index}: {error}") from None
+        sizes = [len(atoms) for atoms in images]
+        system, neighbors = System.stack(systems), NeighborList.join(lists, sizes)
+        self._warn_if_truncated(system, neighbors)
+        prediction = self.potential(system, properties=wanted, neighbors=neighbors)
+        ends = np.cumsum(sizes)
+        return [
+            _results(prediction, slice(int(end) - len(atoms), int(end)), k)
+            for k, (atoms, end) in enumerate(zip(images, ends, strict=True))
+        ]
+
+    def get_hessian(self, atoms: Atoms) -> Float[np.ndarray, "coordinates coordinates"]:
+        """Second derivatives of the energy in eV/Å^2, shape (3 atoms, 3 atoms), by automatic differentiation.
+
+        Raises:
+            ValueError: if forces come from a head. Use dtype="float64" for vibrations.
+        """
+        matrix = self._energy_potential("get_hessian").hessian(self._system(atoms))
+        return cast(NDArray[np.float64], matrix.cpu().numpy())
+
+    def get_descriptors(self, atoms: Atoms) -> Float[np.ndarray, "atoms channels"]:
+        """Rotation-invariant features of every atom in the last layer."""
+        features = self._energy_potential("get_descriptors").descriptors(self._system(atoms))
+        return cast(NDArray[np.float64], features.double().cpu().numpy())
+
+    def _energy_potential(self, method: str) -> EnergyPotential:
+        if not isinstance(self.potential, EnergyPotential):
+            raise NotImplementedError(f"{method} needs a model of this package, not {type(self.potential).__name__}")
+        return self.potential
+
+    # ------------------------------------------------------------------ copies and pickles
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> E2FormerCalculator:
+        """Copy with its own results and neighbour list; the weights are shared."""
+        other = type(self).__new__(type(self))
+        other.__setstate__(self.__getstate__())
+        other._potential = self.potential
+        other._lists = VerletList(self.potential.cutoff, self.skin)
+        memo[id(self)] = other
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Recipe, not weights: path, checksum and options."""
+        volatile = ("_potential", "_lists", "_snapshot", "atoms", "results")
+        return {k: v for k, v in self.__dict__.items() if k not in volatile} | {"_warned": set(self._warned)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a recipe; the model is loaded, and the device chosen, on first use."""
+        self.__dict__.update(state)
+        self._potential = None
+        self.reset()
+
+    # ------------------------------------------------------------------ checks
+
+    def _changed(self, atoms: Atoms) -> bool:
+        return self._snapshot is None or not self._snapshot.same(atoms)
+
+    def _system(self, atoms: Atoms) -> System:
+        if len(atoms) == 0:
+            raise ValueError("the structure has no atoms")
+        self._check_elements(atoms)
+        state = self._electronic_state(atoms)
+        return System.single(
+            atoms.positions, atoms.numbers, cell=atoms.cell.array, pbc=atoms.pbc, charge=state.charge, spin=state.spin
+        )
+
+    def _electronic_state(self, atoms: Atoms) -> ElectronicState:
+        potential = self.potential
+        state = electronic_state(atoms, self.charge, self.spin)
+        check_electronic_state(
+            atoms,
+            state,
+            uses_charge=potential.uses_charge,
+            uses_spin=potential.uses_spin,
+            strict=self.strict,
+            complain=self._warn,
+        )
+        return state
+
+    def _check_elements(self, atoms: Atoms) -> None:
+        unknown = sorted(set(atoms.numbers.tolist()) - self.potential.elements)
+        if unknown:
+            known = " ".join(chemical_symbols[z] for z in sorted(self.potential.elements))
+            missing = ", ".join(chemical_symbols[z] for z in unknown)
+            problem = f"elements {missing} are not covered by this model; it knows {known}"
+            if self.strict:
+                raise ValueError(problem)
+            self._warn(problem, problem)
+
+    def _has_stress(self, atoms: Atoms) -> bool:
+        periodic = bool(atoms.pbc.any()) and abs(atoms.cell.volume) > 1e-6
+        return periodic and self.potential.conservative
+
+    def _check_stress(self, atoms: Atoms, has_stress: bool) -> None:
+        if not has_stress:
+            raise PropertyNotImplementedError(
+                f"stress needs a periodic direction and a cell with a volume; pbc is {atoms.pbc.tolist()}, "
+                f"the volume {abs(atoms.cell.volume):g} Å^3"
+            )
+        if not atoms.pbc.all():
+            self._warn(
+                "partial stress", f"stress with pbc {atoms.pbc.tolist()} refers to the whole cell, vacuum included"
+            )
+
+    def _warn_if_truncated(self, system: System, neighbors: NeighborList) -> None:
+        if "truncated" in self._warned or not isinstance(self.potential, EnergyPotential):
+            return
+        count = self.potential.truncated_atoms(system, neighbors)
+        if count:
+            self._warn(
+                "truncated",
+                f"the official neighbour selection drops pairs within the cutoff for {count} of {system.n_atoms} "
+                "atoms: the energy jumps when neighbours change rank and is not conserved; neighbor_cap='none' keeps "
+                "all pairs",
+            )
+
+    def _warn(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, UserWarning, stacklevel=3)
+
+
+class _Snapshot:
+    """State of an `Atoms` object at the last calculation; comparing takes microseconds."""
+
+    def __init__(self, atoms: Atoms) -> None:
+        self.positions = atoms.positions.copy()
+        self.numbers = atoms.numbers.copy()
+        self.cell = atoms.cell.array.copy()
+        self.pbc = atoms.pbc.copy()
+        self.info = watched_info(atoms)
+
+    def same(self, atoms: Atoms) -> bool:
+        """True if nothing that the prediction depends on has changed, to the last bit."""
+        return not self.differences(atoms, first_only=True)
+
+    def differences(self, atoms: Atoms, *, first_only: bool = False) -> list[str]:
+        """Names of what differs."""
+        found = []
+        for name, old, new in (
+            ("positions", self.positions, atoms.arrays["positions"]),
+            ("numbers", self.numbers, atoms.arrays["numbers"]),
+            ("cell", self.cell, atoms.cell.array),
+            ("pbc", self.pbc, atoms.pbc),
+        ):
+            if old.shape != new.shape or not (old == new).all():
+                found.append(name)
+                if first_only:
+                    return found
+        if watched_info(atoms) != self.info:
+            found.append("info")
+        return found
+
+
+def _results(prediction: Prediction, atoms: slice, structure: int) -> dict[str, Any]:
+    """Results of one structure in ASE's form.
+
+    Raises:
+        ValueError: if the model returned NaN or infinity.
+    """
+    energy = float(prediction.energy[structure])
+    results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": _array(prediction.energies[atoms])}
+    if prediction.forces is not None:
+        results["forces"] = _array(prediction.forces[atoms])
+    if prediction.stress is not None and bool(torch.isfinite(prediction.stress[structure]).all()):
+        results["stress"] = full_3x3_to_voigt_6_stress(_array(prediction.stress[structure]))
+    for name, value in results.items():
+        if not np.isfinite(value).all():
+            raise ValueError(
+                f"the model returned {name} that is not finite: the structure is far outside its training data or its "
+                "weights are damaged"
+            )
+    return results
+
+
+def _array(tensor: torch.Tensor) -> NDArray[np.float64]:
+    return np.ascontiguousarray(tensor.detach().to("cpu", torch.float64).numpy())
+
+
+def _batches(images: Sequence[Atoms], atoms_per_batch: int) -> list[list[int]]:
+    """Consecutive structures, at least one in each batch."""
+    batches: list[list[int]] = []
+    filled = 0
+    for index, atoms in enumerate(images):
+        if not batches or filled + len(atoms) > atoms_per_batch:
+            batches.append([])
+            filled = 0
+        batches[-1].append(index)
+        filled += len(atoms)
+    return batches

@@ -1,0 +1,77 @@
+"""Structures that come with the package: three molecules and boxes of water, for self-checks and benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from ase import Atoms
+from ase.io import read
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+MOLECULES = ("ethanol", "aspirin", "Ac-Ala3-NHMe")
+"""GFN2-xTB minima with 9, 21 and 42 atoms."""
+
+MOLECULE_FILE = Path(__file__).with_name("molecules.xyz")
+
+WATER_VOLUME = 29.915
+"""Volume of one molecule at 1 g/cm^3 in Å^3."""
+
+_OH_LENGTH, _HOH_ANGLE = 0.9572, np.radians(104.52)
+
+
+def molecule(name: str) -> Atoms:
+    """One of `MOLECULES`, neutral and closed-shell.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    if name not in MOLECULES:
+        raise ValueError(f"no molecule {name!r} comes with the package; choose from {list(MOLECULES)}")
+    atoms = cast(Atoms, read(MOLECULE_FILE, index=MOLECULES.index(name), format="extxyz"))
+    atoms.info = {}
+    return atoms
+
+
+def water_box(side: int, *, seed: int = 0) -> Atoms:
+    """Periodic cube of side^3 rigid water molecules at 1 g/cm^3: centres on a grid, random orientations.
+
+    Not equilibrated; numbers of neighbours are those of the liquid.
+
+    Args:
+        side: molecules along each edge.
+        seed: of the orientations; the same seed gives the same box everywhere.
+
+    Raises:
+        ValueError: if `side` is below 1.
+    """
+    if side < 1:
+        raise ValueError(f"`side` must be at least 1 molecule, got {side}")
+    spacing = WATER_VOLUME ** (1 / 3)
+    grid = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    rotations = _random_rotations(side**3, seed)
+    positions = (grid + 0.5) * spacing + np.einsum("nij,aj->nai", rotations, _water())
+    return Atoms("OHH" * side**3, positions=positions.reshape(-1, 3), cell=[side * spacing] * 3, pbc=True)
+
+
+def _water() -> Float[np.ndarray, "3 3"]:
+    """O, H, H with the centre of the molecule near the origin (Å)."""
+    half = _HOH_ANGLE / 2
+    x, z = _OH_LENGTH * np.sin(half), _OH_LENGTH * np.cos(half)
+    atoms: NDArray[np.float64] = np.array([[0.0, 0.0, -z / 2], [x, 0.0, z / 2], [-x, 0.0, z / 2]])
+    return atoms
+
+
+def _random_rotations(count: int, seed: int) -> Float[np.ndarray, "count 3 3"]:
+    """Uniformly distributed rotation matrices, from unit quaternions."""
+    quaternions = np.random.default_rng(seed).normal(size=(count, 4))
+    w, x, y, z = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    matrices: NDArray[np.float64] = np.array(rows).transpose(2, 0, 1)
+    return matrices
