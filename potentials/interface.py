@@ -100,6 +100,7 @@ class AtomOutput:
     descriptors: Float[Tensor, "atoms channels"]
 
 
+@runtime_checkable
 class EnergyModel(Protocol):
     """A network that gives every atom an energy from the edges around it."""
 

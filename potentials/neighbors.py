@@ -102,6 +102,11 @@ class NeighborList:
         """Number of edges that arrive at each atom."""
         return self.row_ptr[1:] - self.row_ptr[:-1]
 
+    def to(self, device: torch.device | str) -> NeighborList:
+        """The same list on another device."""
+        tensors = {name: getattr(self, name).to(device) for name in ("center", "source", "shift", "row_ptr")}
+        return NeighborList(**tensors, cutoff=self.cutoff)
+
     def vectors(
         self, positions: Float[Tensor, "atoms 3"], cell: Float[Tensor, "structures 3 3"], batch: Int[Tensor, " atoms"]
     ) -> Float[Tensor, "edges 3"]:

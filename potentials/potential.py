@@ -29,6 +29,7 @@ class EnergyPotential(nn.Module):
         force_mode: "gradient" or "head".
         neighbor_cap: "official" reproduces the official neighbour selection, "none" keeps every pair.
         uses_charge, uses_spin: whether charge and multiplicity change the prediction.
+        compositions: formulas (Hill order) that the model is meant for; empty means any. Not checked here.
         strict: False evaluates elements outside `elements` too, as long as the network has a row for them.
 
     Raises:
@@ -48,6 +49,7 @@ class EnergyPotential(nn.Module):
         neighbor_cap: NeighborCap = "official",
         uses_charge: bool = True,
         uses_spin: bool = True,
+        compositions: frozenset[str] = frozenset(),
         strict: bool = True,
     ) -> None:
         super().__init__()
@@ -62,7 +64,7 @@ class EnergyPotential(nn.Module):
             )
         self.model = model
         self.head = head
-        self.elements = elements
+        self.elements, self.compositions = elements, compositions
         self.force_mode: ForceMode = force_mode
         self.neighbor_cap: NeighborCap = neighbor_cap
         self.uses_charge, self.uses_spin, self.strict = uses_charge, uses_spin, strict
@@ -130,7 +132,7 @@ class EnergyPotential(nn.Module):
         """The edge lists that the network works on."""
         if neighbors is None:
             neighbors = neighbor_list(system, self.cutoff)
-        return self.model.graphs(system, neighbors, self.neighbor_cap)
+        return self.model.graphs(system, neighbors.to(system.positions.device), self.neighbor_cap)
 
     def truncated_atoms(self, system: System, neighbors: NeighborList) -> int:
         """Number of atoms for which the neighbour cap drops pairs within the cutoff."""
