@@ -72,7 +72,7 @@ class E2FormerCalculator(Calculator):
         config: str | Path | Mapping[str, Any] | None = None,
         head: str | None = None,
         variant: str | None = None,
-        device: str = "auto",
+        device: str | None = "auto",
         dtype: str = "float32",
         charge: int | None = None,
         spin: int | None = None,
@@ -90,7 +90,8 @@ class E2FormerCalculator(Calculator):
         self._warned: set[str] = set()
         self._snapshot: _Snapshot | None = None
         self._recipe: dict[str, Any] = {
-            "model": model, "config": config, "head": head, "variant": variant, "device": str(device), "dtype": dtype,
+            "model": model, "config": config, "head": head, "variant": variant,
+            "device": str(device or "auto"), "dtype": dtype,
             "forces": forces, "neighbor_cap": neighbor_cap, "implementation": implementation, "strict": strict,
         }  # fmt: skip
         self._sha256: str | None = None
@@ -140,7 +141,7 @@ class E2FormerCalculator(Calculator):
 
     def set_atoms(self, atoms: Atoms) -> None:
         """Called by `atoms.calc = calculator`: refuse elements that the model does not know."""
-        self._check_elements(atoms)
+        self._check_covered(atoms)
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """Value of one property; calculates only what has changed."""
@@ -259,10 +260,13 @@ class E2FormerCalculator(Calculator):
         self._warn_if_truncated(system, neighbors)
         prediction = self.potential(system, properties=wanted, neighbors=neighbors)
         ends = np.cumsum(sizes)
-        return [
-            _results(prediction, slice(int(end) - len(atoms), int(end)), k)
-            for k, (atoms, end) in enumerate(zip(images, ends, strict=True))
-        ]
+        results = []
+        for k, (index, atoms, end) in enumerate(zip(indices, images, ends, strict=True)):
+            try:
+                results.append(_results(prediction, slice(int(end) - len(atoms), int(end)), k))
+            except ValueError as error:
+                raise ValueError(f"structure {index}: {error}") from None
+        return results
 
     def get_hessian(self, atoms: Atoms) -> Float[np.ndarray, "coordinates coordinates"]:
         """Second derivatives of the energy in eV/Å^2, shape (3 atoms, 3 atoms), by automatic differentiation.
@@ -313,7 +317,7 @@ class E2FormerCalculator(Calculator):
     def _system(self, atoms: Atoms) -> System:
         if len(atoms) == 0:
             raise ValueError("the structure has no atoms")
-        self._check_elements(atoms)
+        self._check_covered(atoms)
         state = self._electronic_state(atoms)
         return System.single(
             atoms.positions, atoms.numbers, cell=atoms.cell.array, pbc=atoms.pbc, charge=state.charge, spin=state.spin
@@ -332,15 +336,22 @@ class E2FormerCalculator(Calculator):
         )
         return state
 
-    def _check_elements(self, atoms: Atoms) -> None:
+    def _check_covered(self, atoms: Atoms) -> None:
         unknown = sorted(set(atoms.numbers.tolist()) - self.potential.elements)
         if unknown:
             known = " ".join(chemical_symbols[z] for z in sorted(self.potential.elements))
             missing = ", ".join(chemical_symbols[z] for z in unknown)
-            problem = f"elements {missing} are not covered by this model; it knows {known}"
-            if self.strict:
-                raise ValueError(problem)
-            self._warn(problem, problem)
+            self._refuse(f"elements {missing} are not covered by this model; it knows {known}")
+        compositions = self.potential.compositions if isinstance(self.potential, EnergyPotential) else frozenset()
+        formula = atoms.get_chemical_formula() if compositions else ""
+        if compositions and formula not in compositions:
+            known = ", ".join(sorted(compositions))
+            self._refuse(f"this model was trained on {known} only and says nothing about {formula}: use another model")
+
+    def _refuse(self, problem: str) -> None:
+        if self.strict:
+            raise ValueError(f"{problem} (strict=False evaluates anyway)")
+        self._warn(problem, problem)
 
     def _has_stress(self, atoms: Atoms) -> bool:
         periodic = bool(atoms.pbc.any()) and abs(atoms.cell.volume) > 1e-6

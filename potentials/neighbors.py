@@ -167,7 +167,7 @@ class NeighborList:
         return self.select(keep)
 
 
-def squared_length(vector: Float[Tensor, "edges 3"]) -> Float[Tensor, " edges"]:
+def squared_length(vector: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape"]:
     """Squared length, summed in the order x, y, z whatever the number of edges."""
     x, y, z = vector.unbind(-1)
     return x * x + y * y + z * z

@@ -25,6 +25,7 @@ class ModelCard:
         forces: "gradient" or "head", what the model was trained for.
         uses_charge, uses_spin: whether charge and multiplicity are inputs.
         parameters: number of trained numbers.
+        compositions: formulas (Hill order) of the only structures that the model may be used for; empty means any.
         level_of_theory, training_data, errors, intended_use, known_failures, licence, citation: free text.
         source: file that the model was read from.
         source_sha256: its checksum.
@@ -43,6 +44,7 @@ class ModelCard:
     uses_charge: bool
     uses_spin: bool
     parameters: int
+    compositions: tuple[str, ...] = ()
     level_of_theory: str = UNKNOWN
     training_data: str = UNKNOWN
     errors: str = UNKNOWN
@@ -62,6 +64,6 @@ class ModelCard:
     def from_dict(cls, values: Mapping[str, Any]) -> ModelCard:
         """Inverse of `to_dict`; fields that this version does not know are dropped."""
         known = {f.name for f in fields(cls)}
-        tuples = ("elements", "heads")
+        tuples = ("elements", "heads", "compositions")
         stated: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in values.items() if k in known}
         return cls(**stated)

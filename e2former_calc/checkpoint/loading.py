@@ -27,6 +27,8 @@ from e2former_calc.potentials.potential import EnergyPotential
 
 MODELS_FOLDER = Path(__file__).parent.parent / "models"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DEFAULT_MODEL = "ethanol-rmd17"
+"""Bundled model that the command line uses if none is named."""
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "blocked")
 
 
@@ -126,6 +128,7 @@ def load_potential(
         neighbor_cap=neighbor_cap,
         uses_charge=loaded.card.uses_charge,
         uses_spin=loaded.card.uses_spin,
+        compositions=frozenset(loaded.card.compositions),
         strict=strict,
     )
     potential.model.to(dtype=resolve_dtype(dtype))

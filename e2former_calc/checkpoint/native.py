@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,17 @@ def read_native(path: Path) -> NativeContent:
         raise CheckpointError(f"{path} is not a readable safetensors file (truncated?): {error}") from None
     if HEADER_KEY not in metadata:
         raise CheckpointError(f"{path} was not written by e2former_calc: its header has no {HEADER_KEY!r} entry")
-    header = json.loads(metadata[HEADER_KEY])
-    version = header.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path} has format version {version}, this package reads {FORMAT_VERSION}: upgrade it")
+    try:
+        header = json.loads(metadata[HEADER_KEY])
+        version = header["format_version"]
+        if version != FORMAT_VERSION:
+            raise CheckpointError(f"{path} has format version {version}, this package reads {FORMAT_VERSION}: upgrade")
+        return _content(header, tensors)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"the header of {path} is damaged: {type(error).__name__} {error}") from None
+
+
+def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NativeContent:
     return NativeContent(
         architecture=header["architecture"],
         config=header["config"],
@@ -92,5 +100,5 @@ def read_native(path: Path) -> NativeContent:
     )
 
 
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -64,6 +64,17 @@ def test_a_newer_format_is_refused(converted):
         load_model(converted)
 
 
+@pytest.mark.parametrize("missing", ["architecture", "card", "elements", "format_version"])
+def test_an_incomplete_header_is_refused(converted, missing):
+    with safe_open(converted, framework="pt") as file:
+        header = json.loads(file.metadata()["e2former_calc"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del header[missing]
+    save_file(tensors, converted, metadata={"e2former_calc": json.dumps(header)})
+    with pytest.raises(CheckpointError, match=f"header of .* is damaged: KeyError '{missing}'"):
+        load_model(converted)
+
+
 def test_a_truncated_file_is_refused(converted):
     converted.write_bytes(converted.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
