@@ -1,6 +1,7 @@
 """Energy and forces of one molecule."""
 
 from ase.build import molecule
+
 from e2former_calc import E2FormerCalculator
 
 atoms = molecule("CH3CH2OH")

@@ -1,6 +1,7 @@
 """Hundreds of structures in a few network calls, without a loop over `atoms.calc`."""
 
 from ase.build import molecule
+
 from e2former_calc import E2FormerCalculator
 
 images = []

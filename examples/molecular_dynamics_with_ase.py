@@ -5,6 +5,7 @@ from ase import units
 from ase.build import molecule
 from ase.io import read, write
 from ase.md.langevinbaoab import LangevinBAOAB
+
 from e2former_calc import E2FormerCalculator
 
 atoms = molecule("CH3CH2OH")

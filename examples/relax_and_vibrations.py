@@ -3,6 +3,7 @@
 from ase.build import molecule
 from ase.optimize import BFGS
 from ase.vibrations import VibrationsData
+
 from e2former_calc import E2FormerCalculator
 
 atoms = molecule("CH3CH2OH")

@@ -193,6 +193,8 @@ def neighbor_list(system: System, cutoff: float, *, method: str = "auto") -> Nei
         check_geometry(system)
         parts, offset = [], 0
         for index, size in enumerate(system.sizes.tolist()):
+            if size == 0:
+                continue
             positions = system.positions[offset : offset + size].detach()
             cell, pbc = complete_cell(system.cell[index].detach(), system.pbc[index], positions)
             search = _choose_search(method, size, cell, pbc, cutoff)
@@ -282,7 +284,7 @@ def wrap_offsets(
     return torch.where(pbc, torch.floor(fractional), torch.zeros_like(fractional)).to(torch.int64)
 
 
-Pairs = tuple[Int[Tensor, " edges"], Int[Tensor, " edges"], Int[Tensor, "edges 3"]]
+Pairs = tuple[Int[Tensor, " _"], Int[Tensor, " _"], Int[Tensor, "_ 3"]]
 Search = Callable[[Float[Tensor, "atoms 3"], Float[Tensor, "3 3"], Bool[Tensor, "3"], float], Pairs]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -70,6 +70,13 @@ class EnergyPotential(nn.Module):
         self.uses_charge, self.uses_spin, self.strict = uses_charge, uses_spin, strict
         self.register_buffer("reference", reference_energies[head].to(torch.float64), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EnergyPotential:
+        """Move or cast the network; reference energies move, but stay float64."""
+        exact = self.reference
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.reference = exact.to(self.reference.device)
+        return self
+
     @property
     def cutoff(self) -> float:
         """Largest distance (Å) at which two atoms interact directly."""
@@ -104,6 +111,10 @@ class EnergyPotential(nn.Module):
             ValueError: for elements outside `elements`, or stress from a force head.
         """
         self._check(system, properties)
+        if torch.is_inference_mode_enabled():
+            # Tensors made in inference mode cannot be differentiated; copies made outside of it can.
+            with torch.inference_mode(False):
+                return self.forward(system.clone(), properties=properties, create_graph=create_graph)
         system = system.to(self.device)
         graphs = self.graphs(system, neighbors)
         gradient_forces = "forces" in properties and self.force_mode == "gradient"
@@ -158,10 +169,10 @@ class EnergyPotential(nn.Module):
         if system.n_structures != 1 or self.force_mode != "gradient":
             raise ValueError("a Hessian needs one structure and gradient forces (forces='gradient')")
         self._check(system, frozenset({"forces"}))
-        system = system.to(self.device)
-        graphs = self.graphs(system)
-        positions = system.positions.detach().clone().requires_grad_(True)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            system = system.clone().to(self.device)
+            graphs = self.graphs(system)
+            positions = system.positions.requires_grad_(True)
             edges = tuple(_edge_geometry(graph, system, positions, None) for graph in graphs)
             output: AtomOutput = self.model(system, edges, head=self.head, forces=False)
             gradient, _ = _derivatives(output.energies.to(torch.float64).sum(), positions, None, True)

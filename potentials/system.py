@@ -58,6 +58,11 @@ class System:
         fields = {name: getattr(self, name).to(device) for name in self.__dataclass_fields__}
         return replace(self, **fields)
 
+    def clone(self) -> System:
+        """A copy that shares no memory and no computational graph with this one."""
+        fields = {name: getattr(self, name).detach().clone() for name in self.__dataclass_fields__}
+        return replace(self, **fields)
+
     def with_positions(self, positions: Float[Tensor, "atoms 3"]) -> System:
         """The same system with other coordinates (Å)."""
         return replace(self, positions=positions)

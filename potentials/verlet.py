@@ -42,7 +42,7 @@ class VerletList:
         if self._list is not None and self._built_for is not None and self._reusable(self._built_for, system):
             return self._list
         self._list = neighbor_list(system, self.cutoff + self.skin)
-        self._built_for = system.with_positions(system.positions.detach().clone())
+        self._built_for = system.clone()
         self.rebuilds += 1
         return self._list
 

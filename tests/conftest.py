@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Small matrices, possibly several workers: one thread each. Must be set before numpy and torch are imported.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
 from pathlib import Path
 
 import pytest
@@ -11,9 +17,6 @@ from e2former_calc.potentials.potential import EnergyPotential
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DATA = Path(__file__).resolve().parent / "data"
-
-
-torch.set_num_threads(1)  # the tests are small, and several workers may share the machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

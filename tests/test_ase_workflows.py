@@ -25,6 +25,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE, LBFGS
 from ase.vibrations import Vibrations
+
 from e2former_calc import E2FormerCalculator
 from e2former_calc.potentials.e2former_v2 import E2FormerV2, E2FormerV2Config
 from e2former_calc.potentials.potential import EnergyPotential

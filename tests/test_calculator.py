@@ -21,6 +21,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.mixing import SumCalculator
+
 from e2former_calc import E2FormerCalculator
 from e2former_calc.potentials.potential import EnergyPotential
 
@@ -322,6 +323,16 @@ def test_not_strict_warns_about_unknown_elements(tiny_checkpoint):
     calculator = E2FormerCalculator(tiny_checkpoint, charge=0, spin=1, strict=False)
     with pytest.warns(UserWarning, match="Ra are not covered"):
         calculator.get_property("energy", Atoms("Ra"))
+
+
+def test_a_model_of_one_molecule_refuses_others(tiny):
+    narrow = EnergyPotential(
+        tiny.model, head="omol25", reference_energies={"omol25": tiny.reference}, elements=tiny.elements,
+        force_mode="gradient", compositions=frozenset({"C2H6O"}),
+    )  # fmt: skip
+    molecule("CH3CH2OH").calc = E2FormerCalculator(narrow)
+    with pytest.raises(ValueError, match="trained on C2H6O only and says nothing about CH4"):
+        molecule("CH4").calc = E2FormerCalculator(narrow)
 
 
 def test_pbc_without_a_cell_is_refused(calculator):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+
 from e2former_calc.electronic_state import as_integer, check_electronic_state, electronic_state
 
 

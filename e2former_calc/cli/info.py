@@ -129,10 +129,9 @@ def _echo_model(loaded: LoadedModel, content: dict[str, Any]) -> None:
         ("known failures", card.known_failures),
         ("licence", card.licence),
         ("citation", card.citation),
-        ("converted from", f"{card.source}, sha256 {card.source_sha256}"),
     ]
-    if card.source_sha256 == content["sha256"]:
-        rows.pop()
+    if card.source_sha256 and card.source_sha256 != content["sha256"]:
+        rows.append(("converted from", f"{card.source}, sha256 {card.source_sha256}"))
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
         lines = textwrap.wrap(

@@ -28,7 +28,7 @@ from e2former_calc.potentials.so3 import SphericalHarmonics, coupling_paths, vec
 
 DENOMINATOR_OFFSET = 1e-3
 """Added to the softmax denominator, relative to the largest exponential (which is 1)."""
-TIE_ROUNDING = 64
+TIE_ROUNDING = 1024
 """Scores that differ by less than this many rounding errors are equal."""
 ELEMENT_ROWS, ELEMENT_WIDTH = 256, 128
 
@@ -185,7 +185,9 @@ class Attention(nn.Module):
         query = self.query(h).unflatten(1, (heads, width))
         key = self.key(h).unflatten(1, (heads, width))
         stored: Implementation = "reference" if self.training else implementation
-        weight = evaluate(self.weights, h, query, key, edges, implementation, implementation=stored)
+        numbers = edges.neighbors.n_edges * heads
+        arguments = (h, query, key, edges, implementation)
+        weight = evaluate(self.weights, *arguments, numbers=numbers, implementation=stored)
         basis = edges.direction if self.convolution is not None else torch.ones_like(edges.direction[:, :1])
         moment = edge_moment(weight, basis, self.value(h), edges.neighbors, implementation=implementation)
         collected = moment[:, 0] if self.convolution is None else self.convolution(moment)

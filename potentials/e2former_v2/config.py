@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Score = Literal["QK_alpha", "QKdot_alpha", "QKdotS_alpha"]
 Normalization = Literal["softmax", "softplus", "sigmoid"]
 AttentionOrder = Literal["first", "zero"]
 LongRange = Literal["none", "node", "node_bell"]
+EnergyHeadKind = Literal["mlp", "escn"]
 ForceHead = Literal["none", "linear", "painn", "escn"]
 Variant = Literal["main", "legacy"]
 
@@ -71,34 +73,70 @@ class E2FormerV2Config:
     long_upper: float = 12.0
     gradient_forces: bool = True
     force_head: ForceHead = "none"
-    energy_head: Literal["mlp", "escn"] = "mlp"
+    energy_head: EnergyHeadKind = "mlp"
     alpha_dropout: float = 0.1
     variant: Variant = "main"
     pbc_max_radius: float | None = None
 
     def __post_init__(self) -> None:
-        problems = list(self._problems())
+        problems = self._bad_choices() + self._bad_sizes() + self._bad_lengths()
         if problems:
             raise ValueError("E2Former-V2 configuration: " + "; ".join(problems))
 
-    def _problems(self) -> list[str]:
+    def _bad_choices(self) -> list[str]:
+        """Fields whose value is not one of the known words."""
+        allowed = {
+            "score": get_args(Score),
+            "normalization": get_args(Normalization),
+            "long_range": get_args(LongRange),
+            "force_head": get_args(ForceHead),
+            "energy_head": get_args(EnergyHeadKind),
+            "variant": get_args(Variant),
+        }
+        problems = [
+            f"{name} must be {' or '.join(map(repr, words))}, got {getattr(self, name)!r}"
+            for name, words in allowed.items()
+            if getattr(self, name) not in words
+        ]
+        unknown = [order for order in self.orders if order not in get_args(AttentionOrder)]
+        if unknown:
+            problems.append(f"orders must be 'first' or 'zero', got {unknown}")
+        if not self.heads:
+            problems.append("dataset_name_list names no head")
+        if not self.gradient_forces and self.force_head == "none":
+            problems.append("AutoGradForce is false but there is no force head")
+        return problems
+
+    def _bad_sizes(self) -> list[str]:
+        heads, width = self.num_heads, self.head_width
         checks = [
             (1 <= self.lmax <= 11, f"lmax must be 1 ... 11, got {self.lmax}"),
-            (self.num_heads >= 1 and self.channels % max(self.num_heads, 1) == 0,
-             f"channels ({self.channels}) must be a multiple of num_attn_heads ({self.num_heads})"),
-            (self.num_heads * self.head_width % 2 == 0 and self.head_width >= 1,
-             f"num_attn_heads * attn_scalar_head must be even, got {self.num_heads} * {self.head_width}"),
+            (self.channels >= 1, f"channels must be at least 1, got {self.channels}"),
+            (heads >= 1 and self.channels % max(heads, 1) == 0,
+             f"channels ({self.channels}) must be a multiple of num_attn_heads ({heads})"),
+            (heads * width % 2 == 0 and width >= 1,
+             f"num_attn_heads * attn_scalar_head must be even, got {heads} * {width}"),
+            (self.conv_multiplicity >= 1,
+             f"irreps_head needs a multiplicity of at least 1, got {self.conv_multiplicity}"),
             (self.num_basis >= 2, f"number_of_basis must be at least 2, got {self.num_basis}"),
-            (self.max_radius > 0, f"max_radius must be positive, got {self.max_radius}"),
             (self.max_neighbors is None or self.max_neighbors >= 1,
              f"max_neighbors must be at least 1 or None, got {self.max_neighbors}"),
             (len(self.orders) == self.num_layers >= 1, f"num_layers must be at least 1, got {self.num_layers}"),
-            (0 <= self.long_lower < self.long_upper,
+            (self.image_limit >= 0,
+             f"pbc_expanded_num_cell_per_direction must not be negative, got {self.image_limit}"),
+            (self.long_layers >= 0, f"long_range_layers must not be negative, got {self.long_layers}"),
+        ]  # fmt: skip
+        return [message for passed, message in checks if not passed]
+
+    def _bad_lengths(self) -> list[str]:
+        reach = self.pbc_max_radius
+        checks = [
+            (0 < self.max_radius < math.inf, f"max_radius must be positive, got {self.max_radius}"),
+            (0 <= self.long_lower < self.long_upper < math.inf,
              f"long_cutoff_lower must be below long_cutoff_upper, got {self.long_lower} and {self.long_upper}"),
-            (bool(self.heads), "dataset_name_list names no head"),
-            (self.gradient_forces or self.force_head != "none", "AutoGradForce is false but there is no force head"),
-            (self.variant in ("main", "legacy"), f"variant must be 'main' or 'legacy', got {self.variant!r}"),
-            (self.avg_degree > 0, f"avg_degree must be positive, got {self.avg_degree}"),
+            (0 < self.avg_degree < math.inf, f"avg_degree must be positive, got {self.avg_degree}"),
+            (0 <= self.alpha_dropout < 1, f"alpha_drop must be in [0, 1), got {self.alpha_dropout}"),
+            (reach is None or 0 < reach < math.inf, f"pbc_max_radius must be positive, got {reach}"),
         ]  # fmt: skip
         return [message for passed, message in checks if not passed]
 

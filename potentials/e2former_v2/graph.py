@@ -45,10 +45,11 @@ def select_graphs(
 
 def truncated_atoms(config: E2FormerV2Config, system: System, neighbors: NeighborList) -> Bool[Tensor, " atoms"]:
     """Atoms that lose pairs within the cutoff through the official selection."""
-    short = neighbors.within(system, config.max_radius)
+    limit = neighbors.n_edges if config.max_neighbors is None else config.max_neighbors
+    if bool((neighbors.counts <= limit).all()) and not bool(neighbors.shift.any()):
+        return torch.zeros_like(neighbors.counts, dtype=torch.bool)
     if config.variant == "legacy":
-        limit = neighbors.n_edges if config.max_neighbors is None else config.max_neighbors
-        return short.counts > limit
+        return neighbors.within(system, config.max_radius).counts > limit
     complete = select_graphs(config, system, neighbors, "none")
     official = select_graphs(config, system, neighbors, "official")
     lost = [a.counts != b.counts for a, b in zip(complete, official, strict=True)]

@@ -42,7 +42,7 @@ class InputEmbedding(nn.Module):
 
     def __init__(self, config: E2FormerV2Config) -> None:
         super().__init__()
-        self.lmax, self.avg_degree = config.lmax, config.avg_degree
+        self.lmax, self.channels, self.avg_degree = config.lmax, config.channels, config.avg_degree
         self.source_embedding = nn.Embedding(ELEMENT_ROWS, config.num_basis)
         self.target_embedding = nn.Embedding(ELEMENT_ROWS, config.num_basis)
         self.radial = nn.ModuleList(
@@ -53,7 +53,11 @@ class InputEmbedding(nn.Module):
     def forward(self, edges: EdgeFeatures, implementation: Implementation) -> Float[Tensor, "atoms rows channels"]:
         """Features of each center; zero for an atom without neighbours."""
         stored: Implementation = "reference" if self.training else implementation
-        degrees = [evaluate(self._degree, degree, edges, implementation=stored) for degree in range(self.lmax + 1)]
+        numbers = edges.neighbors.n_edges * self.channels
+        degrees = [
+            evaluate(self._degree, degree, edges, numbers=numbers, implementation=stored)
+            for degree in range(self.lmax + 1)
+        ]
         return torch.cat(degrees, dim=1)
 
     def _degree(self, degree: int, edges: EdgeFeatures) -> Float[Tensor, "atoms rows_of_degree channels"]:

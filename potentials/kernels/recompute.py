@@ -11,13 +11,20 @@ from torch.utils.checkpoint import checkpoint
 
 from e2former_calc.potentials.kernels import Implementation
 
+RECOMPUTE_ABOVE = 1_000_000
+"""Numbers in one edge tensor (edges times heads or channels) from which on activations are not stored."""
 
-def evaluate(function: Callable[..., Tensor], *arguments: Any, implementation: Implementation) -> Tensor:
-    """`function(*arguments)`; "blocked" keeps only the arguments for backward.
 
-    `function` must be deterministic (no dropout).
+def evaluate(function: Callable[..., Tensor], *arguments: Any, numbers: int, implementation: Implementation) -> Tensor:
+    """`function(*arguments)`; "blocked" keeps only the arguments for backward if the edge tensors are large.
+
+    Args:
+        function: must be deterministic (no dropout).
+        arguments: passed on.
+        numbers: size of one of the edge tensors that the function makes.
+        implementation: "reference" always stores.
     """
-    if implementation == "reference" or not torch.is_grad_enabled():
+    if implementation == "reference" or numbers < RECOMPUTE_ABOVE or not torch.is_grad_enabled():
         return function(*arguments)
     result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
     return result

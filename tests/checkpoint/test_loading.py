@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+
 from e2former_calc.checkpoint import CheckpointError, load_model, load_potential, write_native
 from e2former_calc.potentials.interface import Potential
 
@@ -98,7 +99,7 @@ def test_a_contradicting_cutoff_is_refused(folder, config):
 def test_a_truncated_file_is_reported(folder, kept):
     path = folder / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match="truncated or not a torch checkpoint|cannot be read safely"):
+    with pytest.raises(CheckpointError, match=r"truncated or not a torch checkpoint|cannot be read safely"):
         load_potential(path)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
 from e2former_calc.checkpoint import CheckpointError, load_model, load_potential, write_native
 from e2former_calc.checkpoint.loading import LoadedModel
 from e2former_calc.potentials.system import System
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from e2former_calc.checkpoint.official_v2 import build_official_v2, is_official_v2, rename_state
 from e2former_calc.potentials.e2former_v2.official_config import read_official_config
 

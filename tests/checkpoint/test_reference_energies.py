@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import pytest
 import torch
+
 from e2former_calc.checkpoint.reference_energies import covered_elements, reference_energies
 
 

@@ -31,8 +31,8 @@ class _EdgeDot(torch.autograd.Function):
         grad_query, grad_key = torch.zeros_like(query), torch.zeros_like(key)
         for s in _slices(len(center), width):
             upstream = grad[s].unsqueeze(-1)
-            grad_query = grad_query.index_add(0, center[s], upstream * key[source[s]])
-            grad_key = grad_key.index_add(0, source[s], upstream * query[center[s]])
+            grad_query.index_add_(0, center[s], upstream * key[source[s]])
+            grad_key.index_add_(0, source[s], upstream * query[center[s]])
         return grad_query, grad_key, None, None
 
 

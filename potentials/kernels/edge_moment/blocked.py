@@ -44,7 +44,7 @@ class _EdgeMoment(torch.autograd.Function):
             field = (basis[block.edge] @ upstream).unflatten(2, (rows, channels // heads, heads))
             grad_weight.append((field * gathered).sum((2, 3))[block.valid])
             spread = (field * _per_channel(block, weight)).flatten(3)[block.valid]
-            grad_value = grad_value.index_add(0, source[block.edge[block.valid]], spread)
+            grad_value.index_add_(0, source[block.edge[block.valid]], spread)
         return torch.cat(grad_weight), torch.cat(grad_basis), grad_value, None, None
 
 

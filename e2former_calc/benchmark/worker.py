@@ -1,0 +1,146 @@
+"""The process that measures one case: reads it as JSON from stdin, writes the result as JSON to stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from e2former_calc.benchmark.case import Case, ModelSpec, Quantiles, Result
+from e2former_calc.benchmark.memory import peak_memory, reset_peak_memory, resident_memory
+from e2former_calc.benchmark.shapes import NetworkShape, shape_potential
+from e2former_calc.calculator import E2FormerCalculator
+from e2former_calc.potentials.neighbors import neighbor_list
+from e2former_calc.potentials.potential import EnergyPotential
+from e2former_calc.potentials.system import System
+
+MINIMUM_REPEATS = 2
+
+
+def main() -> None:
+    """Measure the case on stdin; errors become `{"error": ...}` on stdout."""
+    case = Case.from_dict(json.load(sys.stdin))
+    torch.set_num_threads(case.threads)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            answer: dict[str, Any] = measure(case).to_dict()
+    except Exception as error:
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    json.dump(answer, sys.stdout)
+
+
+def measure(case: Case) -> Result:
+    """Load, warm up, and time; uses the number of threads that torch is set to.
+
+    Raises:
+        ValueError: if the structure has elements that the model does not know.
+    """
+    load_ms, calculator = _timed(lambda: build_calculator(case.model))
+    potential = calculator.potential
+    if not isinstance(potential, EnergyPotential):
+        raise ValueError(f"only models of this package can be timed, got {type(potential).__name__}")
+    atoms = case.to_atoms()
+    system = System.single(atoms.positions, atoms.numbers, cell=atoms.cell.array, pbc=atoms.pbc)
+    stopwatch = ModelStopwatch(potential)
+    loaded = resident_memory()
+    reset_peak_memory()
+    calls: dict[str, Callable[[], Any]] = {
+        "energy": lambda: calculator.calculate(atoms, ["energy"]),
+        "energy_forces": lambda: calculator.calculate(atoms, ["energy", "forces"]),
+        "neighbor_list": lambda: neighbor_list(system, potential.cutoff),
+    }
+    first_call_ms, _ = _timed(calls["energy_forces"], potential.device)
+    samples = _repeat(calls, stopwatch, case)
+    return Result(
+        name=case.name,
+        threads=case.threads,
+        atoms=len(atoms),
+        neighbors=sum(graph.n_edges for graph in potential.graphs(system.to(potential.device))) / len(atoms),
+        repeats=len(samples["energy"]),
+        load_ms=load_ms,
+        first_call_ms=first_call_ms,
+        memory_loaded=loaded,
+        memory_peak=peak_memory(),
+        device=_device_name(potential.device),
+        device_memory_peak=_device_memory(potential.device),
+        **{kind: Quantiles.of(values) for kind, values in samples.items()},
+    )
+
+
+def build_calculator(model: ModelSpec) -> E2FormerCalculator:
+    """The calculator of a case; errors as in `E2FormerCalculator`."""
+    if model.shape is None:
+        return E2FormerCalculator(**model.options)
+    names = ("device", "dtype", "neighbor_cap", "implementation")
+    chosen = {name: model.options[name] for name in names if name in model.options}
+    potential = shape_potential(NetworkShape.parse(model.shape), seed=model.seed, **chosen)
+    return E2FormerCalculator(potential, charge=model.options.get("charge"), spin=model.options.get("spin"))
+
+
+class ModelStopwatch:
+    """Time that a potential spends in its forward calls, in ms."""
+
+    def __init__(self, potential: EnergyPotential) -> None:
+        self.last = 0.0
+        self.device = potential.device
+        self._start = 0.0
+        potential.register_forward_pre_hook(self._before)
+        potential.register_forward_hook(self._after)
+
+    def _before(self, *_: Any) -> None:
+        _wait(self.device)
+        self._start = time.perf_counter()
+
+    def _after(self, *_: Any) -> None:
+        _wait(self.device)
+        self.last = 1e3 * (time.perf_counter() - self._start)
+
+
+def _repeat(calls: dict[str, Callable[[], Any]], stopwatch: ModelStopwatch, case: Case) -> dict[str, list[float]]:
+    """Times of the calls in turn, so that all see the same load of the machine."""
+    samples: dict[str, list[float]] = {kind: [] for kind in (*calls, "energy_forces_cpu", "model", "rest")}
+    start = time.perf_counter()
+    for done in range(case.repeats):
+        if done >= MINIMUM_REPEATS and time.perf_counter() - start > case.seconds:
+            break
+        for kind, call in calls.items():
+            cpu_start = time.process_time()
+            samples[kind].append(_timed(call, stopwatch.device)[0])
+            if kind == "energy_forces":
+                samples["energy_forces_cpu"].append(1e3 * (time.process_time() - cpu_start))
+                samples["model"].append(stopwatch.last)
+        used = samples["model"][-1] + samples["neighbor_list"][-1]
+        samples["rest"].append(max(0.0, samples["energy_forces"][-1] - used))
+    return samples
+
+
+def _timed(call: Callable[[], Any], device: torch.device | None = None) -> tuple[float, Any]:
+    """Wall time in ms, and what the call returned."""
+    _wait(device)
+    start = time.perf_counter()
+    value = call()
+    _wait(device)
+    return 1e3 * (time.perf_counter() - start), value
+
+
+def _wait(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _device_memory(device: torch.device) -> float | None:
+    return 1e-6 * torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+if __name__ == "__main__":
+    main()
