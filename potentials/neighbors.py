@@ -5,7 +5,7 @@ j the *source*, n the integer *shift*. Both directions of a pair are listed. Edg
 (center, source, shift), so that equal sets of edges are equal tensors.
 
 Two search methods give the same list: matscipy's cell list on the host, and a brute-force search in
-plain torch for small structures and for structures that live on a device. Positions are used as
+plain torch for structures that live on a device. Positions are used as
 given and never wrapped; atoms may lie any number of cells away.
 """
 
@@ -25,9 +25,6 @@ from e2former_calc.potentials.system import System
 
 OVERLAP_DISTANCE = 0.01
 """Two atoms closer than this (Å) are an input error, not a structure."""
-
-_BRUTE_FORCE_CANDIDATES = 200_000
-"""Largest number of candidate pairs for which the brute-force search is used on the host."""
 
 _CANDIDATE_CHUNK = 4_000_000
 """Candidate pairs that the brute-force search holds in memory at a time."""
@@ -179,7 +176,7 @@ def neighbor_list(system: System, cutoff: float, *, method: str = "auto") -> Nei
     Args:
         system: one or several structures.
         cutoff: in Å, inclusive.
-        method: "matscipy", "torch" or "auto" (torch for small structures and on a device).
+        method: "matscipy", "torch" or "auto" (matscipy on the host, torch on a device).
 
     Raises:
         ValueError: for positions or cells that are not finite, a periodic direction without a
@@ -197,7 +194,7 @@ def neighbor_list(system: System, cutoff: float, *, method: str = "auto") -> Nei
                 continue
             positions = system.positions[offset : offset + size].detach()
             cell, pbc = complete_cell(system.cell[index].detach(), system.pbc[index], positions)
-            search = _choose_search(method, size, cell, pbc, cutoff)
+            search = _choose_search(method, positions.device)
             center, source, shift = search(positions, cell, pbc, cutoff)
             parts.append((center + offset, source + offset, shift))
             offset += size
@@ -288,12 +285,11 @@ Pairs = tuple[Int[Tensor, " _"], Int[Tensor, " _"], Int[Tensor, "_ 3"]]
 Search = Callable[[Float[Tensor, "atoms 3"], Float[Tensor, "3 3"], Bool[Tensor, "3"], float], Pairs]
 
 
-def _choose_search(method: str, size: int, cell: Float[Tensor, "3 3"], pbc: Bool[Tensor, "3"], cutoff: float) -> Search:
-    if method != "auto":
-        return _search_torch if method == "torch" else _search_matscipy
-    images = float(np.prod([2.0 * n + 1.0 for n in image_range(cell, pbc, cutoff)]))
-    small = size * size * images <= _BRUTE_FORCE_CANDIDATES
-    return _search_torch if small or cell.device.type != "cpu" else _search_matscipy
+def _choose_search(method: str, device: torch.device) -> Search:
+    """On the host matscipy is faster at every size: 0.23 against 0.43 ms for 21 atoms, 6 against 15 ms for 648."""
+    if method == "auto":
+        method = "matscipy" if device.type == "cpu" else "torch"
+    return _search_torch if method == "torch" else _search_matscipy
 
 
 def _search_torch(

@@ -1,7 +1,7 @@
 """ASE used for real: optimisers, cell filters, vibrations, NEB, molecular dynamics, sockets.
 
-The random-weight network is a smooth function of positions without chemical meaning; what is tested
-is that each algorithm gets what it needs and that its own invariants hold.
+Molecules use the bundled ethanol model in float64; crystals a network with random weights, which is a
+smooth function of positions and cell without chemical meaning.
 """
 
 from __future__ import annotations
@@ -47,23 +47,24 @@ def potential() -> EnergyPotential:
     )  # fmt: skip
 
 
-@pytest.fixture
-def calculator(potential: EnergyPotential) -> E2FormerCalculator:
-    return E2FormerCalculator(potential)
+@pytest.fixture(scope="module")
+def calculator() -> E2FormerCalculator:
+    return E2FormerCalculator("ethanol-rmd17", dtype="float64")
 
 
 @pytest.fixture
-def water(calculator: E2FormerCalculator) -> Atoms:
-    atoms = molecule("H2O")
+def ethanol(calculator: E2FormerCalculator) -> Atoms:
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.03, seed=1)
     atoms.calc = calculator
     return atoms
 
 
 @pytest.fixture
-def crystal(calculator: E2FormerCalculator) -> Atoms:
+def crystal(potential: EnergyPotential) -> Atoms:
     atoms = bulk("NaCl", "rocksalt", a=5.6)
     atoms.rattle(0.05, seed=1)
-    atoms.calc = calculator
+    atoms.calc = E2FormerCalculator(potential)
     return atoms
 
 
@@ -74,17 +75,17 @@ def thermalize(atoms: Atoms, *, temperature_K: float) -> None:
 
 
 @pytest.mark.parametrize("optimizer", [BFGS, LBFGS, FIRE])
-def test_optimisers_lower_the_energy(water, optimizer):
-    before = water.get_potential_energy()
-    optimizer(water, logfile=None).run(fmax=0.01, steps=15)
-    assert water.get_potential_energy() < before
+def test_optimisers_converge_to_a_lower_energy(ethanol, optimizer):
+    before = ethanol.get_potential_energy()
+    assert optimizer(ethanol, logfile=None).run(fmax=0.02, steps=200)
+    assert ethanol.get_potential_energy() < before
 
 
-def test_constraints_are_respected(water):
-    water.set_constraint(FixAtoms([0]))
-    fixed = water.positions[0].copy()
-    BFGS(water, logfile=None).run(fmax=0.01, steps=5)
-    np.testing.assert_array_equal(water.positions[0], fixed)
+def test_constraints_are_respected(ethanol):
+    ethanol.set_constraint(FixAtoms([0]))
+    fixed = ethanol.positions[0].copy()
+    BFGS(ethanol, logfile=None).run(fmax=0.01, steps=5)
+    np.testing.assert_array_equal(ethanol.positions[0], fixed)
 
 
 def test_a_cell_filter_lowers_the_enthalpy(crystal):
@@ -93,16 +94,16 @@ def test_a_cell_filter_lowers_the_enthalpy(crystal):
     assert crystal.get_potential_energy() < before
 
 
-def test_vibrations_agree_with_the_hessian(water, calculator, tmp_path):
-    vibrations = Vibrations(water, name=str(tmp_path / "vib"), delta=1e-3)
+def test_vibrations_agree_with_the_hessian(ethanol, calculator, tmp_path):
+    vibrations = Vibrations(ethanol, name=str(tmp_path / "vib"), delta=1e-4)
     vibrations.run()
     numerical = vibrations.get_vibrations().get_hessian_2d()
-    np.testing.assert_allclose(numerical, calculator.get_hessian(water), atol=1e-4)
+    np.testing.assert_allclose(numerical, calculator.get_hessian(ethanol), atol=1e-4)
 
 
 def test_neb_with_one_shared_calculator(calculator):
-    images = [molecule("NH3") for _ in range(5)]
-    images[-1].positions[0, 2] -= 0.8
+    images = [molecule("CH3CH2OH") for _ in range(5)]
+    images[-1].set_dihedral(0, 1, 2, 3, 60, indices=[3])
     for image in images:
         image.calc = calculator
     band = NEB(images, allow_shared_calculator=True, method="improvedtangent")
@@ -114,35 +115,35 @@ def test_neb_with_one_shared_calculator(calculator):
     np.testing.assert_allclose(band.get_forces(), NEB(separate, method="improvedtangent").get_forces(), atol=1e-12)
 
 
-def test_velocity_verlet_conserves_energy(water):
-    thermalize(water, temperature_K=100)
+def test_velocity_verlet_conserves_energy(ethanol):
+    thermalize(ethanol, temperature_K=300)
     total = []
-    dynamics = VelocityVerlet(water, 0.25 * units.fs)
-    dynamics.attach(lambda: total.append(water.get_total_energy()))
+    dynamics = VelocityVerlet(ethanol, 0.25 * units.fs)
+    dynamics.attach(lambda: total.append(ethanol.get_total_energy()))
     dynamics.run(100)
-    assert np.ptp(total) < 1e-4
+    assert np.ptp(total) < 3e-3
 
 
-def test_velocity_verlet_is_time_reversible(water):
-    thermalize(water, temperature_K=100)
-    start = water.positions.copy()
-    dynamics = VelocityVerlet(water, 0.5 * units.fs)
+def test_velocity_verlet_is_time_reversible(ethanol):
+    thermalize(ethanol, temperature_K=300)
+    start = ethanol.positions.copy()
+    dynamics = VelocityVerlet(ethanol, 0.5 * units.fs)
     dynamics.run(20)
-    water.set_velocities(-water.get_velocities())
+    ethanol.set_velocities(-ethanol.get_velocities())
     dynamics.run(20)
-    np.testing.assert_allclose(water.positions, start, atol=1e-9)
+    np.testing.assert_allclose(ethanol.positions, start, atol=1e-9)
 
 
 @pytest.mark.parametrize("thermostat", ["langevin", "nose-hoover"])
-def test_thermostats_run(water, thermostat):
-    thermalize(water, temperature_K=200)
+def test_thermostats_run(ethanol, thermostat):
+    thermalize(ethanol, temperature_K=200)
     if thermostat == "langevin":
         rng = np.random.default_rng(1)
-        dynamics = LangevinBAOAB(water, 0.5 * units.fs, temperature_K=200, T_tau=100 * units.fs, rng=rng)
+        dynamics = LangevinBAOAB(ethanol, 0.5 * units.fs, temperature_K=200, T_tau=100 * units.fs, rng=rng)
     else:
-        dynamics = NoseHooverChainNVT(water, 0.5 * units.fs, temperature_K=200, tdamp=50 * units.fs)
+        dynamics = NoseHooverChainNVT(ethanol, 0.5 * units.fs, temperature_K=200, tdamp=50 * units.fs)
     dynamics.run(20)
-    assert np.isfinite(water.get_total_energy())
+    assert np.isfinite(ethanol.get_total_energy())
 
 
 def test_npt_changes_the_cell(crystal):
@@ -165,10 +166,10 @@ def test_equation_of_state_pressure_matches_the_stress(crystal):
 
 
 @pytest.mark.slow
-def test_socket_client_serves_forces(calculator, water, tmp_path: Path):
+def test_socket_client_serves_forces(calculator, ethanol, tmp_path: Path):
     name = f"e2former_test_{tmp_path.name}"
-    expected = water.get_forces()
-    served = water.copy()
+    expected = ethanol.get_forces()
+    served = ethanol.copy()
     served.set_cell([10, 10, 10])
 
     def serve() -> None:
