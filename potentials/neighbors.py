@@ -99,6 +99,11 @@ class NeighborList:
         """Number of edges that arrive at each atom."""
         return self.row_ptr[1:] - self.row_ptr[:-1]
 
+    def clone(self) -> NeighborList:
+        """A copy that shares no memory with this one."""
+        tensors = {name: getattr(self, name).clone() for name in ("center", "source", "shift", "row_ptr")}
+        return NeighborList(**tensors, cutoff=self.cutoff)
+
     def to(self, device: torch.device | str) -> NeighborList:
         """The same list on another device."""
         tensors = {name: getattr(self, name).to(device) for name in ("center", "source", "shift", "row_ptr")}

@@ -114,7 +114,8 @@ class EnergyPotential(nn.Module):
         if torch.is_inference_mode_enabled():
             # Tensors made in inference mode cannot be differentiated; copies made outside of it can.
             with torch.inference_mode(False):
-                return self.forward(system.clone(), properties=properties, create_graph=create_graph)
+                copied = None if neighbors is None else neighbors.clone()
+                return self.forward(system.clone(), properties=properties, neighbors=copied, create_graph=create_graph)
         system = system.to(self.device)
         graphs = self.graphs(system, neighbors)
         gradient_forces = "forces" in properties and self.force_mode == "gradient"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 
@@ -73,7 +74,7 @@ class System:
         numbers: ArrayLike,
         *,
         cell: ArrayLike | None = None,
-        pbc: ArrayLike = False,
+        pbc: bool | Sequence[bool] | NDArray[Any] = False,
         charge: int = 0,
         spin: int = 1,
         device: torch.device | str = "cpu",
@@ -92,9 +93,9 @@ class System:
         Raises:
             ValueError: if shapes disagree.
         """
-        pos = np.array(positions, dtype=np.float64)
-        num = np.array(numbers, dtype=np.int64)
-        box = np.zeros((3, 3)) if cell is None else np.array(cell, dtype=np.float64)
+        pos = np.array(np.asarray(positions), dtype=np.float64)
+        num = np.array(np.asarray(numbers), dtype=np.int64)
+        box = np.zeros((3, 3)) if cell is None else np.array(np.asarray(cell), dtype=np.float64)
         periodic = np.broadcast_to(np.asarray(pbc, dtype=bool), (3,)).copy()
         if pos.ndim != 2 or pos.shape[1] != 3 or num.shape != pos.shape[:1] or box.shape != (3, 3):
             raise ValueError(

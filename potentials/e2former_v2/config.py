@@ -105,6 +105,8 @@ class E2FormerV2Config:
             problems.append("dataset_name_list names no head")
         if not self.gradient_forces and self.force_head == "none":
             problems.append("AutoGradForce is false but there is no force head")
+        if self.variant == "legacy" and self.long_range != "none":
+            problems.append(f"with_cluster={self.long_range!r} is not available with variant='legacy'")
         return problems
 
     def _bad_sizes(self) -> list[str]:

@@ -30,8 +30,6 @@ def select_graphs(
 ) -> tuple[NeighborList, ...]:
     """Edge lists of the network from all pairs within its cutoff."""
     if config.variant == "legacy":
-        if config.long_range != "none":
-            raise ValueError("long range is not available with variant='legacy'")
         return (legacy_graph(config, system, neighbors, cap),)
     short = neighbors.within(system, config.max_radius)
     if cap == "official":

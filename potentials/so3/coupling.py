@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-@cache
 def vector_coupling(l_in: int, l_out: int) -> Float[Tensor, "m_in 3 m_out"]:
     """C[m_in, k, m_out] with (h x v)_{l_out} = sum C[m_in, k, m_out] h_{m_in} v_k, v = (x, y, z).
 
@@ -25,10 +24,16 @@ def vector_coupling(l_in: int, l_out: int) -> Float[Tensor, "m_in 3 m_out"]:
     """
     if not abs(l_in - 1) <= l_out <= l_in + 1 or l_in < 0:
         raise ValueError(f"degrees {l_in} x 1 -> {l_out} violate the triangle rule")
+    return _cached_coupling(l_in, l_out).clone()
+
+
+@cache
+def _cached_coupling(l_in: int, l_out: int) -> Tensor:
     from e3nn.o3 import wigner_3j
 
-    normalized: Tensor = wigner_3j(l_in, 1, l_out, dtype=torch.float64)
-    return normalized * sqrt(2 * l_out + 1)
+    with torch.device("cpu"):
+        normalized: Tensor = wigner_3j(l_in, 1, l_out, dtype=torch.float64)
+        return normalized * sqrt(2 * l_out + 1)
 
 
 def coupling_paths(lmax: int) -> list[tuple[int, int]]:
