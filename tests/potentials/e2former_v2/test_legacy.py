@@ -173,5 +173,5 @@ def test_energy_differs_from_the_main_variant(build: Build, methanol: System) ->
 
 
 def test_long_range_is_refused(legacy: E2FormerV2Config, methanol: System) -> None:
-    with pytest.raises(ValueError, match="long range is not available with variant='legacy'"):
+    with pytest.raises(ValueError, match="is not available with variant='legacy'"):
         _graph(replace(legacy, long_range="node"), methanol)
