@@ -6,6 +6,7 @@ Quantum Theory of Angular Momentum (1988), chapter 8; real basis as in e3nn.
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from math import sqrt
 
@@ -29,11 +30,16 @@ def vector_coupling(l_in: int, l_out: int) -> Float[Tensor, "m_in 3 m_out"]:
 
 @cache
 def _cached_coupling(l_in: int, l_out: int) -> Tensor:
-    from e3nn.o3 import wigner_3j
+    # Old releases of e3nn (MACE pins 0.4.4) load a file with slices in it and use deprecated parts of torch.
+    with torch.device("cpu"), torch.serialization.safe_globals([slice]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from e3nn.o3 import wigner_3j
 
-    with torch.device("cpu"):
         normalized: Tensor = wigner_3j(l_in, 1, l_out, dtype=torch.float64)
-        return normalized * sqrt(2 * l_out + 1)
+    # Releases of e3nn differ in the sign of some couplings (0.4.4 in all with l_in = l_out > 1), so it is fixed here.
+    m_in, m_out, sign = (l_in, -l_in, -1.0) if l_in == l_out else (0, 0, 1.0)
+    along_y = float(normalized[l_in + m_in, 1, l_out + m_out])
+    return normalized * (sign * sqrt(2 * l_out + 1) * (1.0 if along_y > 0 else -1.0))
 
 
 def coupling_paths(lmax: int) -> list[tuple[int, int]]:
