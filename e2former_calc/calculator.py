@@ -90,7 +90,7 @@ class E2FormerCalculator(Calculator):
         self._warned: set[str] = set()
         self._snapshot: _Snapshot | None = None
         self._recipe: dict[str, Any] = {
-            "model": model, "config": config, "head": head, "variant": variant,
+            "model": _absolute(model), "config": _absolute(config), "head": head, "variant": variant,
             "device": str(device or "auto"), "dtype": dtype,
             "forces": forces, "neighbor_cap": neighbor_cap, "implementation": implementation, "strict": strict,
         }  # fmt: skip
@@ -384,6 +384,13 @@ class E2FormerCalculator(Calculator):
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _absolute(path: Any) -> Any:
+    """Existing files by their full path, so that a recipe works in another folder; anything else as it is."""
+    if isinstance(path, str | Path) and Path(path).expanduser().is_file():
+        return Path(path).expanduser().resolve()
+    return path
 
 
 class _Snapshot:

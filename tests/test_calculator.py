@@ -196,6 +196,13 @@ def test_pickle_is_a_recipe(tiny_checkpoint):
     assert pickle.loads(data).get_potential_energy(atoms) == calculator.get_potential_energy(atoms)
 
 
+def test_a_recipe_works_from_another_folder(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_checkpoint.parent)
+    data = pickle.dumps(E2FormerCalculator("checkpoint.pt", "config.yaml", charge=0, spin=1))
+    monkeypatch.chdir(tmp_path)
+    assert np.isfinite(pickle.loads(data).get_potential_energy(molecule("H2O")))
+
+
 def test_pickle_refuses_a_changed_file(tiny_checkpoint, tmp_path):
     for file in tiny_checkpoint.parent.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
