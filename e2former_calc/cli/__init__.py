@@ -13,6 +13,7 @@ COMMANDS = {
     "convert": "Write an official checkpoint as one safe, self-describing file.",
     "doctor": "Check a model: gradients, symmetries, extensivity, batches.",
     "bench": "Measure the speed of a model on this machine.",
+    "train": "Train or fine-tune a model.",
 }
 """Subcommands and their one-line help; each is `e2former_calc.cli.<name>.<name>`."""
 

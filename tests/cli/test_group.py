@@ -76,7 +76,7 @@ def test_version_is_printed(run: Run) -> None:
 def test_every_command_explains_itself(run: Run, name: str) -> None:
     result = run(name, "--help")
     assert result.exit_code == 0
-    assert "--config" in result.stdout
+    assert "--config" in result.stdout or "CONFIG.yaml" in result.stdout
     assert "--debug" in result.stdout
 
 

@@ -1,0 +1,176 @@
+"""`e2former train`: from a configuration file to a model file."""
+
+from __future__ import annotations
+
+import csv
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from ase.data import chemical_symbols
+from tqdm import tqdm
+
+from e2former_calc.checkpoint.loading import resolve_device
+from e2former_calc.cli.messages import echo_table, notice
+from e2former_calc.cli.options import debug_option, overwrite_option
+from e2former_calc.cli.output import check_outputs
+from e2former_calc.potentials.training.loss import Errors
+from e2former_calc.potentials.training.trainer import Progress
+from e2former_calc.train import TrainingRun, read_plan
+from e2former_calc.train_figures import draw_learning_curve
+
+COLUMNS = ("step", "loss", "learning_rate", "energy_mae_meV_per_atom", "force_mae_meV_per_A", "force_rmse_meV_per_A")
+
+
+@click.command(epilog="Exit code: 0 all steps done or stopped in good order, 1 error.")
+@click.argument("config", metavar="CONFIG.yaml", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="PREFIX",
+    help="Prefix of the output files; default: name of the configuration file, in the current folder.",
+)  # fmt: skip
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--max-minutes", type=click.FloatRange(min=0), help="Stop in good order after this time.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
+@click.option("--resume", is_flag=True, help="Continue from PREFIX-state.pt.")
+@overwrite_option
+@debug_option
+def train(
+    config: Path,
+    *,
+    out: Path | None,
+    device: str,
+    max_minutes: float | None,
+    threads: int | None,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Train or fine-tune a model as CONFIG.yaml says.
+
+    Writes PREFIX.safetensors (the model, with its card), PREFIX-state.pt (to resume), PREFIX-log.csv and
+    PREFIX-learning-curve.png. A stopped run continues bit for bit with --resume.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    prefix = out or Path(config.stem)
+    names = ("-state.pt", "-log.csv", ".safetensors", "-learning-curve.png")
+    outputs = [prefix.with_name(prefix.name + name) for name in names]
+    check_outputs(outputs, inputs=[config], overwrite=overwrite or resume)
+    run = TrainingRun(read_plan(config), prefix, device=resolve_device(device), resume=resume)
+    _announce(run)
+    log = TrainingLog(outputs[1], start=run.trainer.step)
+    with log, _progress_bar(run) as bar, _interruption() as interrupted:
+
+        def report(progress: Progress) -> None:
+            log.add(progress)
+            bar.update(progress.step - bar.n)
+            if progress.validation is not None:
+                bar.write(_line(progress))
+
+        done = run.run(report=report, max_minutes=max_minutes, interrupted=lambda: bool(interrupted))
+    errors = run.finish()
+    draw_learning_curve(log.rows, outputs[3])
+    _conclude(run, errors, done=done)
+    notice(f"wrote {', '.join(str(path) for path in outputs if path.exists())}")
+
+
+@dataclass
+class TrainingLog:
+    """CSV file of a run, continued behind `start` steps.
+
+    Attributes:
+        path: the file.
+        start: steps done before; later rows of an old file are dropped.
+        rows: everything in it.
+    """
+
+    path: Path
+    start: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __enter__(self) -> TrainingLog:
+        if self.start and self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.start]
+        self._file = open(self.path, "w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, COLUMNS)
+        self._writer.writeheader()
+        self._writer.writerows(self.rows)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, progress: Progress) -> None:
+        """Write one line, at once."""
+        errors = progress.validation
+        values: list[Any] = [progress.step, f"{progress.loss:.6g}", f"{progress.learning_rate:.4g}"]
+        if errors is None:
+            values += ["", "", ""]
+        else:
+            values += [f"{errors.energy_mae:.4f}", f"{errors.force_mae:.4f}", f"{errors.force_rmse:.4f}"]
+        self.rows.append(dict(zip(COLUMNS, values, strict=True)))
+        self._writer.writerow(self.rows[-1])
+        self._file.flush()
+
+
+def _announce(run: TrainingRun) -> None:
+    data = run.data
+    kept = 0 if data.validation is None else len(data.validation)
+    notice(
+        f"{len(data.training)} training and {kept} validation frames, {run.loaded.card.parameters:,} parameters, "
+        f"device {run.potential.device}, step {run.trainer.step} of {run.plan.settings.steps}"
+    )
+    for finding in data.findings:
+        notice(f"{finding.severity.capitalize()}: {finding.message}")
+
+
+def _progress_bar(run: TrainingRun) -> Any:
+    return tqdm(total=run.plan.settings.steps, initial=run.trainer.step, unit="step", disable=None, dynamic_ncols=True)
+
+
+def _line(progress: Progress) -> str:
+    errors = progress.validation
+    if errors is None:
+        return ""
+    return (
+        f"step {progress.step:7d}  loss {progress.loss:8.4f}  validation: energy {errors.energy_mae:7.3f} meV/atom, "
+        f"forces {errors.force_mae:7.2f} meV/Å"
+    )
+
+
+@contextmanager
+def _interruption() -> Iterator[list[int]]:
+    """List that is not empty once Ctrl-C or SIGTERM has come; a second one stops at once."""
+    received: list[int] = []
+
+    def remember(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, previous[signal.Signals(number)])
+
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _conclude(run: TrainingRun, errors: Errors | None, *, done: bool) -> None:
+    state = "all steps done" if done else f"stopped at step {run.trainer.step}, continue with --resume"
+    rows = [("training", state)]
+    if errors is not None:
+        by_element = ", ".join(f"{chemical_symbols[z]} {e:.1f}" for z, e in errors.force_mae_by_element.items())
+        rows += [
+            ("energy", f"MAE {errors.energy_mae:.3f}, RMSE {errors.energy_rmse:.3f} meV/atom"),
+            (
+                "forces",
+                f"MAE {errors.force_mae:.2f}, RMSE {errors.force_rmse:.2f} meV/Å, cosine {errors.force_cosine:.4f}",
+            ),
+            ("  by element", f"{by_element} meV/Å"),
+        ]
+    echo_table(rows)

@@ -1,0 +1,1 @@
+"""Training of potentials: labelled structures, loss, and the loop."""

@@ -1,0 +1,70 @@
+"""Batches of labelled structures with their neighbour lists, which are computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from e2former_calc.potentials.neighbors import NeighborList, neighbor_list
+from e2former_calc.potentials.system import System
+from e2former_calc.potentials.training.dataset import Dataset
+from e2former_calc.potentials.training.loss import Labels
+
+
+class Batches:
+    """A data set ready to be trained on.
+
+    Args:
+        dataset: labelled structures.
+        cutoff: of the potential, in Å.
+
+    Raises:
+        ValueError: for an empty set, or a structure that has no neighbour list, with its number.
+    """
+
+    def __init__(self, dataset: Dataset, cutoff: float) -> None:
+        if len(dataset) == 0:
+            raise ValueError(f"there are no structures in {dataset.source}")
+        self.dataset = dataset
+        self._lists: list[NeighborList] = []
+        for index, system in enumerate(dataset.systems):
+            try:
+                self._lists.append(neighbor_list(system, cutoff))
+            except ValueError as error:
+                raise ValueError(f"frame {index} of {dataset.source}: {error}") from None
+
+    def __len__(self) -> int:
+        """Number of structures."""
+        return len(self.dataset)
+
+    def batch(self, indices: Sequence[int]) -> tuple[System, NeighborList, Labels]:
+        """Chosen structures as one system."""
+        systems = [self.dataset.systems[i] for i in indices]
+        lists = NeighborList.join([self._lists[i] for i in indices], [s.n_atoms for s in systems])
+        stresses = [self.dataset.stress[i] for i in indices]
+        unknown = torch.full((3, 3), torch.nan, dtype=torch.float64)
+        stress = torch.stack([unknown if s is None else s for s in stresses])
+        labels = Labels(
+            energy=self.dataset.energy[list(indices)],
+            forces=torch.cat([self.dataset.forces[i] for i in indices]),
+            stress=stress if bool(torch.isfinite(stress).any()) else None,
+        )
+        return System.stack(systems), lists, labels
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[System, NeighborList, Labels]]:
+        """All structures, once."""
+        for start in range(0, len(self), batch_size):
+            yield self.batch(range(start, min(start + batch_size, len(self))))
+
+    def indices(self, step: int, batch_size: int, seed: int) -> list[int]:
+        """Structures of one training step: every epoch is a permutation that depends on seed and epoch only."""
+        first = step * batch_size
+        epochs = range(first // len(self), (first + batch_size - 1) // len(self) + 1)
+        generator = torch.Generator()
+        order: list[int] = []
+        for epoch in epochs:
+            generator.manual_seed(seed * 1_000_003 + epoch)
+            order += torch.randperm(len(self), generator=generator).tolist()
+        offset = first - epochs[0] * len(self)
+        return order[offset : offset + batch_size]

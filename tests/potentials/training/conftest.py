@@ -1,0 +1,46 @@
+"""A small network and a few structures whose labels belong together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+from ase.calculators.emt import EMT
+
+from e2former_calc.potentials.e2former_v2 import E2FormerV2, E2FormerV2Config
+from e2former_calc.potentials.potential import EnergyPotential
+from e2former_calc.potentials.system import System
+from e2former_calc.potentials.training.dataset import Dataset
+
+CONFIG = E2FormerV2Config(
+    heads=("default",), channels=8, lmax=1, conv_multiplicity=1, num_layers=1, num_heads=4, head_width=2, num_basis=8,
+    max_radius=4.0, orders=("first",), normalization="softplus", avg_degree=3.0, alpha_dropout=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    """Twelve distorted water molecules labelled by EMT."""
+    systems, energies, forces = [], [], []
+    for seed in range(12):
+        atoms = molecule("H2O")
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = EMT()
+        systems.append(System.single(atoms.positions, atoms.numbers))
+        energies.append(atoms.get_potential_energy())
+        forces.append(torch.from_numpy(atoms.get_forces()))
+    energy = torch.from_numpy(np.array(energies))
+    return Dataset(tuple(systems), energy, tuple(forces), (None,) * 12, "water, EMT")
+
+
+@pytest.fixture
+def potential() -> EnergyPotential:
+    """Random weights, the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = E2FormerV2(CONFIG)
+    return EnergyPotential(
+        model, head="default", reference_energies={"default": torch.zeros(119)}, elements=frozenset({1, 8}),
+        force_mode="gradient",
+    )  # fmt: skip

@@ -1,0 +1,147 @@
+"""From a configuration file to a model that the calculator loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.emt import EMT
+
+from e2former_calc import E2FormerCalculator
+from e2former_calc.checkpoint import load_model
+from e2former_calc.train import TrainingRun, read_plan
+
+SMALL = {"channels": 8, "lmax": 1, "num_layers": 1, "num_heads": 4, "head_width": 2, "num_basis": 8, "max_radius": 4.0}
+
+
+@pytest.fixture(scope="session")
+def frames() -> list[Atoms]:
+    """Distorted water labelled by EMT."""
+    images = []
+    for seed in range(24):
+        atoms = molecule("H2O")
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = EMT()
+        atoms.get_forces()
+        images.append(atoms)
+    return images
+
+
+@pytest.fixture
+def plan_file(frames, tmp_path: Path) -> Path:
+    """Configuration of a run of ten steps."""
+    ase.io.write(tmp_path / "frames.extxyz", frames)
+    content = {
+        "data": {"training": "frames.extxyz", "validation": 6},
+        "model": SMALL,
+        "training": {"steps": 10, "batch_size": 4, "validate_every": 5, "warmup_steps": 2},
+        "card": {"level_of_theory": "EMT", "licence": "MIT"},
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "plan.yaml"
+
+
+def change(path: Path, **sections) -> Path:
+    """Merge into the configuration."""
+    content = yaml.safe_load(path.read_text())
+    for name, values in sections.items():
+        merged = {**content.get(name, {}), **values} if isinstance(values, dict) else values
+        content[name] = merged
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def trained(path: Path, name: str = "model", **options) -> TrainingRun:
+    run = TrainingRun(read_plan(path), path.parent / name, device=torch.device("cpu"), **options)
+    run.run(report=lambda _: None)
+    run.finish()
+    return run
+
+
+def test_the_model_is_loaded_by_the_calculator(plan_file):
+    run = trained(plan_file)
+    atoms = molecule("H2O")
+    atoms.calc = E2FormerCalculator(run.model_file)
+    assert np.isfinite(atoms.get_forces()).all()
+
+
+def test_energies_come_out_on_the_scale_of_the_data(plan_file, frames):
+    calculator = E2FormerCalculator(trained(plan_file).model_file)
+    predicted = [r["energy"] for r in calculator.evaluate([a.copy() for a in frames])]
+    labels = [a.get_potential_energy() for a in frames]
+    assert abs(np.mean(predicted) - np.mean(labels)) < 0.5
+
+
+def test_the_card_says_what_was_done(plan_file):
+    card = load_model(trained(plan_file).model_file).card
+    assert card.level_of_theory == "EMT"
+    assert card.compositions == ("H2O",)
+    assert "18 frames of" in card.training_data
+    assert "6 validation frames: energy MAE" in card.errors
+
+
+def test_a_run_in_two_pieces_gives_the_same_file(plan_file):
+    whole = trained(plan_file, "whole")
+    first = TrainingRun(read_plan(plan_file), plan_file.parent / "pieces", device=torch.device("cpu"))
+    first.run(report=lambda _: None, interrupted=lambda: first.trainer.step == 4)
+    second = trained(plan_file, "pieces", resume=True)
+    before, after = (load_model(run.model_file).model.state_dict() for run in (whole, second))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_no_time_stops_after_one_step(plan_file):
+    run = TrainingRun(read_plan(plan_file), plan_file.parent / "m", device=torch.device("cpu"))
+    assert not run.run(report=lambda _: None, max_minutes=0.0)
+    assert run.trainer.step == 1
+    assert run.state_file.exists()
+
+
+def test_an_official_checkpoint_can_be_fine_tuned(plan_file, tiny_checkpoint):
+    references = {"H": -1.0, "O": -2.0}
+    content = yaml.safe_load(plan_file.read_text()) | {
+        "model": {"start_from": str(tiny_checkpoint), "frozen": ["embedding."]}, "reference_energies": references,
+    }  # fmt: skip
+    plan_file.write_text(yaml.safe_dump(content))
+    run = trained(plan_file)
+    before, after = load_model(tiny_checkpoint).model.state_dict(), load_model(run.model_file).model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not any(name.startswith("embedding.") for name in changed)
+    assert float(load_model(run.model_file).reference_energies["omol25"][8]) == -2.0
+
+
+def test_training_leaves_no_global_state(plan_file):
+    before = torch.get_rng_state(), torch.get_default_dtype(), torch.is_grad_enabled()
+    trained(plan_file)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (torch.get_default_dtype(), torch.is_grad_enabled()) == before[1:]
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"dta": {}}, r"unknown keys \['dta'\]"),
+        ({"data": {"trainng": "x"}}, r"section data has unknown keys \['trainng'\]"),
+        ({"data": {"training": None}}, "section data needs `training`"),
+        ({"training": {"lr": 1}}, r"training settings \['lr'\] do not exist"),
+        ({"model": {"start_from": "ethanol-rmd17"}}, "cannot be changed together with start_from"),
+        ({"card": {"colour": "red"}}, "section card has unknown keys"),
+    ],
+)
+def test_a_bad_plan_is_one_error(plan_file, sections, message):
+    with pytest.raises(ValueError, match=message):
+        read_plan(change(plan_file, **sections))
+
+
+def test_labels_that_are_nan_are_refused(plan_file, frames):
+    broken = frames[3].copy()
+    broken.info["energy"], broken.arrays["forces"] = float("nan"), frames[3].get_forces()
+    ase.io.write(plan_file.parent / "frames.extxyz", [*frames[:3], broken, *frames[4:]])
+    with pytest.raises(ValueError, match="3"):
+        TrainingRun(read_plan(plan_file), plan_file.parent / "m", device=torch.device("cpu"))
