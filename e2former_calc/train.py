@@ -86,6 +86,8 @@ def read_plan(path: Path) -> TrainingPlan:
         raise ValueError(f"{path}: section data needs `training`, a file or a list of files")
     files = data["training"] if isinstance(data["training"], list) else [data["training"]]
     validation = data.get("validation", 50)
+    if isinstance(validation, bool) or not isinstance(validation, int | str) or validation == "":
+        raise ValueError(f"{path}: `validation` must be a number of frames or a file, got {validation!r}")
     here = path.parent
     start_from, config = model.pop("start_from", None), model.pop("config", None)
     head, frozen = model.pop("head", None), tuple(model.pop("frozen", ()))
@@ -259,6 +261,7 @@ class TrainingRun:
             "training_data": f"{len(data)} frames of {data.source}, {steps}",
             "known_failures": f"structures unlike the training data ({', '.join(sorted(data.formulas)[:5])})",
             "errors": text,
+            "forces": "gradient",
         }
         return replace(self.loaded.card, **(stated | dict(self.plan.card)))
 

@@ -116,6 +116,14 @@ def test_an_official_checkpoint_can_be_fine_tuned(plan_file, tiny_checkpoint):
     assert float(load_model(run.model_file).reference_energies["omol25"][8]) == -2.0
 
 
+@pytest.mark.shared
+def test_a_model_fine_tuned_from_a_force_head_uses_gradients(plan_file, shared_dir):
+    start = shared_dir / "fixtures" / "e2former_v2" / "direct_force_linear" / "checkpoint.pt"
+    content = yaml.safe_load(plan_file.read_text()) | {"model": {"start_from": str(start)}}
+    plan_file.write_text(yaml.safe_dump(content))
+    assert load_model(trained(plan_file).model_file).card.forces == "gradient"
+
+
 def test_training_leaves_no_global_state(plan_file):
     before = torch.get_rng_state(), torch.get_default_dtype(), torch.is_grad_enabled()
     trained(plan_file)
@@ -129,6 +137,7 @@ def test_training_leaves_no_global_state(plan_file):
         ({"dta": {}}, r"unknown keys \['dta'\]"),
         ({"data": {"trainng": "x"}}, r"section data has unknown keys \['trainng'\]"),
         ({"data": {"training": None}}, "section data needs `training`"),
+        ({"data": {"validation": 0.1}}, "`validation` must be a number of frames or a file, got 0.1"),
         ({"training": {"lr": 1}}, r"training settings \['lr'\] do not exist"),
         ({"model": {"start_from": "ethanol-rmd17"}}, "cannot be changed together with start_from"),
         ({"card": {"colour": "red"}}, "section card has unknown keys"),
