@@ -18,7 +18,7 @@ def system() -> System:
 
 def predicted(energy, forces, stress=None) -> Prediction:
     energy = torch.tensor(energy, dtype=torch.float64)
-    return Prediction(energy, energy, torch.tensor(forces, dtype=torch.float64), stress)
+    return Prediction(energy, torch.zeros(3, dtype=torch.float64), torch.tensor(forces, dtype=torch.float64), stress)
 
 
 LABELS = Labels(torch.tensor([1.0, 2.0], dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64))
@@ -46,14 +46,14 @@ def test_missing_stresses_do_not_count(system):
     stress = torch.ones(2, 3, 3, dtype=torch.float64)
     target = torch.stack([torch.zeros(3, 3, dtype=torch.float64), torch.full((3, 3), torch.nan, dtype=torch.float64)])
     labels = Labels(LABELS.energy, LABELS.forces, target)
-    settings = TrainingSettings(energy_weight=0, force_weight=0, stress_weight=2.0)
+    settings = TrainingSettings(energy_weight=0.0, force_weight=0.0, stress_weight=2.0)
     assert loss(predicted([1.0, 2.0], [[0.0] * 3] * 3, stress), labels, system, settings) == pytest.approx(2.0)
 
 
 def test_forces_are_demanded_if_they_have_weight(system):
     energies = torch.zeros(2, dtype=torch.float64)
     with pytest.raises(ValueError, match="no forces were predicted"):
-        loss(Prediction(energies, energies), LABELS, system, TrainingSettings())
+        loss(Prediction(energies, torch.zeros(3, dtype=torch.float64)), LABELS, system, TrainingSettings())
 
 
 def test_errors_are_in_milli_units_and_by_element(system):

@@ -7,6 +7,7 @@ import pytest
 from e2former_calc.potentials.training.settings import TrainingSettings
 
 
+@pytest.mark.usefixtures("_untyped")
 @pytest.mark.parametrize(
     ("values", "message"),
     [
