@@ -32,6 +32,12 @@ from e2former_calc.potentials.verlet import VerletList
 
 ENERGY_PROPERTIES = ("energy", "free_energy", "energies")
 
+_FILE_OPTIONS: dict[str, Any] = {
+    "config": None, "head": None, "variant": None, "device": "auto", "dtype": "float32", "forces": "auto",
+    "neighbor_cap": "official", "implementation": "auto",
+}  # fmt: skip
+"""Options that only matter when a file is loaded, with their defaults."""
+
 
 class E2FormerCalculator(Calculator):
     """E2Former-family potential as an ASE calculator.
@@ -129,6 +135,9 @@ class E2FormerCalculator(Calculator):
             options = {k: v for k, v in self._recipe.items() if k != "model"}
             potential: Potential = load_potential(path, **options)
         elif isinstance(model, Potential):
+            ignored = sorted(name for name, default in _FILE_OPTIONS.items() if self._recipe[name] != default)
+            if ignored:
+                raise ValueError(f"{ignored} say how to load a file, but `model` is loaded already: leave them out")
             potential = model
         else:
             raise ValueError(f"`model` must be a path, a bundled model's name or a Potential, got {model!r}")
@@ -209,7 +218,7 @@ class E2FormerCalculator(Calculator):
     def todict(self, skip_default: bool = True) -> dict[str, Any]:
         """Recipe of this calculator, JSON-able."""
         del skip_default
-        recipe = {k: v if v is None or isinstance(v, str | bool) else str(v) for k, v in self._recipe.items()}
+        recipe = {k: _jsonable(v) for k, v in self._recipe.items()}
         extra = {"charge": self.charge, "spin": self.spin, "skin": self.skin}
         return {**recipe, **extra, "sha256": self._sha256}
 
@@ -384,6 +393,13 @@ class E2FormerCalculator(Calculator):
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _jsonable(value: Any) -> Any:
+    """Paths as text, configurations as they are, loaded potentials by the name of their class."""
+    if value is None or isinstance(value, str | bool | Mapping):
+        return value
+    return str(value) if isinstance(value, Path) else type(value).__name__
 
 
 def _absolute(path: Any) -> Any:

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.emt import EMT
+
 from e2former_calc.checkpoint import load_potential
 from e2former_calc.potentials.potential import EnergyPotential
 
@@ -51,3 +55,16 @@ def tiny(tiny_checkpoint: Path) -> EnergyPotential:
 def generator() -> torch.Generator:
     """Seeded random numbers that leave the global state alone."""
     return torch.Generator().manual_seed(7)
+
+
+@pytest.fixture(scope="session")
+def labelled_water() -> list[Atoms]:
+    """Distorted water molecules with energies and forces of EMT."""
+    images = []
+    for seed in range(24):
+        atoms = molecule("H2O")
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = EMT()
+        atoms.get_forces()
+        images.append(atoms)
+    return images

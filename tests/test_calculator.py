@@ -382,6 +382,16 @@ def test_bad_options_are_named(tiny_checkpoint, options, message):
         E2FormerCalculator(tiny_checkpoint, **options)
 
 
+@pytest.mark.parametrize("options", [{"dtype": "float64"}, {"head": "omol25"}, {"neighbor_cap": "none"}])
+def test_options_of_a_file_are_refused_with_a_loaded_potential(tiny, options):
+    with pytest.raises(ValueError, match=rf"\['{next(iter(options))}'\] say how to load a file"):
+        E2FormerCalculator(tiny, **options)
+
+
+def test_the_recipe_of_a_loaded_potential_is_short(calculator):
+    assert json.loads(json.dumps(calculator.todict()))["model"] == "EnergyPotential"
+
+
 def test_something_that_is_no_model_is_refused():
     with pytest.raises(ValueError, match="`model` must be a path"):
         E2FormerCalculator(42)

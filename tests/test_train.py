@@ -11,7 +11,6 @@ import torch
 import yaml
 from ase import Atoms
 from ase.build import molecule
-from ase.calculators.emt import EMT
 
 from e2former_calc import E2FormerCalculator
 from e2former_calc.checkpoint import load_model
@@ -20,17 +19,9 @@ from e2former_calc.train import TrainingRun, read_plan
 SMALL = {"channels": 8, "lmax": 1, "num_layers": 1, "num_heads": 4, "head_width": 2, "num_basis": 8, "max_radius": 4.0}
 
 
-@pytest.fixture(scope="session")
-def frames() -> list[Atoms]:
-    """Distorted water labelled by EMT."""
-    images = []
-    for seed in range(24):
-        atoms = molecule("H2O")
-        atoms.rattle(0.05, seed=seed)
-        atoms.calc = EMT()
-        atoms.get_forces()
-        images.append(atoms)
-    return images
+@pytest.fixture
+def frames(labelled_water: list[Atoms]) -> list[Atoms]:
+    return labelled_water
 
 
 @pytest.fixture

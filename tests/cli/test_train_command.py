@@ -8,8 +8,7 @@ from pathlib import Path
 import ase.io
 import pytest
 import yaml
-from ase.build import molecule
-from ase.calculators.emt import EMT
+from ase import Atoms
 from click.testing import CliRunner, Result
 
 from e2former_calc.cli import main
@@ -18,16 +17,9 @@ NETWORK = {"channels": 8, "lmax": 1, "num_layers": 1, "num_heads": 4, "head_widt
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(labelled_water: list[Atoms], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Working folder with data and a configuration of eight steps."""
-    frames = []
-    for seed in range(12):
-        atoms = molecule("H2O")
-        atoms.rattle(0.05, seed=seed)
-        atoms.calc = EMT()
-        atoms.get_forces()
-        frames.append(atoms)
-    ase.io.write(tmp_path / "frames.extxyz", frames)
+    ase.io.write(tmp_path / "frames.extxyz", labelled_water[:12])
     content = {
         "data": {"training": "frames.extxyz", "validation": 4},
         "model": NETWORK,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from ase.build import molecule
-from ase.calculators.emt import EMT
+from ase import Atoms
 
 from e2former_calc.potentials.e2former_v2 import E2FormerV2, E2FormerV2Config
 from e2former_calc.potentials.potential import EnergyPotential
@@ -20,18 +18,16 @@ CONFIG = E2FormerV2Config(
 
 
 @pytest.fixture(scope="session")
-def dataset() -> Dataset:
+def dataset(labelled_water: list[Atoms]) -> Dataset:
     """Twelve distorted water molecules labelled by EMT."""
-    systems, energies, forces = [], [], []
-    for seed in range(12):
-        atoms = molecule("H2O")
-        atoms.rattle(0.05, seed=seed)
-        atoms.calc = EMT()
-        systems.append(System.single(atoms.positions, atoms.numbers))
-        energies.append(atoms.get_potential_energy())
-        forces.append(torch.from_numpy(atoms.get_forces()))
-    energy = torch.from_numpy(np.array(energies))
-    return Dataset(tuple(systems), energy, tuple(forces), (None,) * 12, "water, EMT")
+    images = labelled_water[:12]
+    return Dataset(
+        systems=tuple(System.single(atoms.positions, atoms.numbers) for atoms in images),
+        energy=torch.tensor([atoms.get_potential_energy() for atoms in images], dtype=torch.float64),
+        forces=tuple(torch.from_numpy(atoms.get_forces()) for atoms in images),
+        stress=(None,) * len(images),
+        source="water, EMT",
+    )
 
 
 @pytest.fixture
