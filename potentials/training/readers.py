@@ -1,10 +1,11 @@
-"""Labelled structures from files: anything ASE reads, HDF5 tables, and npz files of MD17, rMD17 and MD22."""
+"""Labelled structures from files: all that ASE reads, HDF5 tables, npz files of MD17, rMD17 and MD22, and LMDB."""
 
 from __future__ import annotations
 
 import operator
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from e2former_calc.potentials.system import System
 from e2former_calc.potentials.training.dataset import MAX_ATOMIC_NUMBER, Dataset, DatasetError
+from e2former_calc.potentials.training.lmdb_readers import atoms_of_row, is_lmdb, read_atoms
 
 HDF5_REQUIRED = ("numbers", "positions", "energy", "forces")
 FRAME_DIMENSIONS = {"cell": 2, "pbc": 1, "stress": 2, "charge": 0, "spin": 0}
@@ -56,9 +58,11 @@ def read_dataset(path: str | Path, *, index: str = ":") -> Dataset:
       `stress` (eV/Å^3), `charge`, `spin`; sets of different sizes with `ptr`, where frame k has
       the atoms ptr[k] ... ptr[k + 1] - 1. A cell without `pbc` is periodic.
     * npz files of MD17, rMD17 and MD22, converted from kcal/mol.
+    * LMDB (.aselmdb, .lmdb), with the extra `lmdb`: ASE databases like OMol25, and records of OC20 and OC22, which
+      are read without running code in them. A folder of such files is one data set, in the order of the names.
 
     Args:
-        path: the file.
+        path: the file, or a folder of LMDB files.
         index: which frames, as in ASE (":", "::10", "0:1000", "-1").
 
     Raises:
@@ -66,9 +70,9 @@ def read_dataset(path: str | Path, *, index: str = ":") -> Dataset:
         FileNotFoundError: if there is no such file.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"no data file {str(path)!r}")
-    if file.stat().st_size == 0:
+    if file.is_file() and file.stat().st_size == 0:
         raise DatasetError(f"{file.name} is empty: no structure to read")
     chosen = _parse_index(index)
     unchecked, remark = _choose_reader(file)(file, chosen, index)
@@ -90,6 +94,8 @@ Reader = Callable[[Path, slice, str], tuple[list[_Frame], str]]
 
 
 def _choose_reader(file: Path) -> Reader:
+    if is_lmdb(file):
+        return _read_lmdb
     if file.suffix != ".h5md" and h5py.is_hdf5(file):
         return _read_hdf5
     if file.suffix in (".h5", ".hdf5"):
@@ -155,21 +161,19 @@ def _read_ase(file: Path, chosen: slice, index: str) -> tuple[list[_Frame], str]
     except Exception as error:  # every format of ASE has errors of its own
         raise DatasetError(
             f"{file.name} cannot be read by ASE ({type(error).__name__}: {error}): give an extended xyz, .traj, .db, "
-            "HDF5 or MD17 npz file"
+            "HDF5, LMDB or MD17 npz file"
         ) from error
     return [_frame_of_atoms(atoms, _where(file, k, index)) for k, atoms in enumerate(images)], ""
 
 
 def _database_rows(file: Path) -> list[Atoms]:
-    """Structures of an ASE database; key-value pairs and data become `atoms.info`."""
-    images = []
     with ase.db.connect(file, type="db") as database:
-        for row in database.select():
-            atoms = row.toatoms()
-            # A row's own attributes (charge: of the calculation) hide key-value pairs of that name.
-            atoms.info = {**row.data, **{key: vars(row).get(key, row[key]) for key in row.key_value_pairs}}
-            images.append(atoms)
-    return images
+        return [atoms_of_row(row) for row in database.select()]
+
+
+def _read_lmdb(path: Path, chosen: slice, index: str) -> tuple[list[_Frame], str]:
+    with closing(read_atoms(path, chosen)) as images:
+        return [_frame_of_atoms(atoms, _where(path, k, index)) for k, atoms in enumerate(images)], ""
 
 
 def _frame_of_atoms(atoms: Atoms, where: str) -> _Frame:
