@@ -14,6 +14,7 @@ COMMANDS = {
     "doctor": "Check a model: gradients, symmetries, extensivity, batches.",
     "bench": "Measure the speed of a model on this machine.",
     "train": "Train or fine-tune a model.",
+    "reference": "Reference trajectories: molecular dynamics with xTB or any ASE calculator.",
 }
 """Subcommands and their one-line help; each is `e2former_calc.cli.<name>.<name>`."""
 
