@@ -18,7 +18,8 @@ from e2former_calc.potentials.potential import EnergyPotential
 from e2former_calc.potentials.training.batches import Batches
 from e2former_calc.potentials.training.data_check import Finding, check_dataset
 from e2former_calc.potentials.training.dataset import Dataset, split
-from e2former_calc.potentials.training.loss import Errors
+from e2former_calc.potentials.training.distributed import ALONE, Workers
+from e2former_calc.potentials.training.errors import Errors
 from e2former_calc.potentials.training.readers import read_dataset
 from e2former_calc.potentials.training.reference import least_squares_reference, reference_from_mapping
 from e2former_calc.potentials.training.settings import TrainingSettings
@@ -168,12 +169,21 @@ class TrainingRun:
         prefix: of the files PREFIX-state.pt and PREFIX.safetensors.
         device: torch device.
         resume: continue from PREFIX-state.pt.
+        workers: processes that train together; each has its own device, and the first writes the files.
 
     Raises:
         ValueError, CheckpointError: if data, network or state cannot be used.
     """
 
-    def __init__(self, plan: TrainingPlan, prefix: Path, *, device: torch.device, resume: bool = False) -> None:
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        prefix: Path,
+        *,
+        device: torch.device,
+        resume: bool = False,
+        workers: Workers = ALONE,
+    ) -> None:
         self.plan, self.prefix = plan, prefix
         self.data = read_data(plan)
         self.loaded = _fine_tuned(plan) if plan.start_from is not None else _fresh(plan, self.data.training)
@@ -194,6 +204,7 @@ class TrainingRun:
             None if validation is None else Batches(validation, cutoff),
             plan.settings,
             frozen=plan.frozen,
+            workers=workers,
         )
         if resume:
             self.trainer.load(self.state_file)
@@ -218,7 +229,8 @@ class TrainingRun:
     ) -> bool:
         """Train; returns True if all steps are done, False if the time was up or the run was interrupted.
 
-        The state is saved every `save_every_minutes` and at the end.
+        The state is saved every `save_every_minutes` and at the end. Any other end leaves the last saved state,
+        because it may come in the middle of a step.
         """
         started = saved = time.monotonic()
 
@@ -232,8 +244,10 @@ class TrainingRun:
 
         try:
             self.trainer.run(stop=stop, report=report)
-        finally:
+        except FloatingPointError:
             self.trainer.save(self.state_file)
+            raise
+        self.trainer.save(self.state_file)
         return self.trainer.step >= self.plan.settings.steps
 
     def finish(self) -> Errors | None:
@@ -246,14 +260,15 @@ class TrainingRun:
             errors = self.trainer.evaluate(Batches(judged, self.potential.cutoff), weights=weights)
         model = replace(self.loaded, card=self._card(errors, name, judged))
         self.potential.to("cpu")
-        write_native(self.model_file, model.content())
+        if self.trainer.workers.first:
+            write_native(self.model_file, model.content())
         return errors
 
     def _card(self, errors: Errors | None, name: str, judged: Dataset | None) -> ModelCard:
         data = self.data.training
         text = "no frames kept aside" if errors is None or judged is None else (
             f"{len(judged)} {name} frames: energy MAE {errors.energy_mae:.2f} meV/atom, forces MAE "
-            f"{errors.force_mae:.1f} meV/Å, RMSE {errors.force_rmse:.1f} meV/Å"
+            f"{errors.forces.mae:.1f} meV/Å, RMSE {errors.forces.rmse:.1f} meV/Å"
         )  # fmt: skip
         steps = f"{self.trainer.step} steps of {self.plan.settings.batch_size}"
         stated: dict[str, Any] = {
@@ -273,7 +288,7 @@ def _fresh(plan: TrainingPlan, data: Dataset) -> LoadedModel:
     values.setdefault("orders", ["first"] * int(values["num_layers"]))
     config = E2FormerV2Config.from_dict(values)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.settings.seed)
+        torch.default_generator.manual_seed(plan.settings.seed)
         model = E2FormerV2(config)
     table = _reference(plan, data)
     card = ModelCard(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from e2former_calc.potentials.neighbors import NeighborList
@@ -20,6 +20,8 @@ from e2former_calc.potentials.system import Prediction, System
 Property = Literal["energy", "forces", "stress"]
 ForceMode = Literal["gradient", "head"]
 NeighborCap = Literal["official", "none"]
+Implementation = Literal["reference", "blocked"]
+"""How edge operations are carried out: "reference" is plain torch, "blocked" recomputes edge rows in backward."""
 
 
 @runtime_checkable
@@ -102,7 +104,13 @@ class AtomOutput:
 
 @runtime_checkable
 class EnergyModel(Protocol):
-    """A network that gives every atom an energy from the edges around it."""
+    """A network that gives every atom an energy from the edges around it.
+
+    Attributes:
+        implementation: how edge operations are carried out; may be changed at any time.
+    """
+
+    implementation: Implementation
 
     @property
     def cutoff(self) -> float:
@@ -122,6 +130,18 @@ class EnergyModel(Protocol):
         """Atoms for which the official selection drops pairs within the cutoff."""
         ...
 
-    def __call__(self, system: System, edges: tuple[Edges, ...], *, head: str, forces: bool) -> AtomOutput:
-        """Evaluate the network; `forces` asks for the direct-force head."""
+    def __call__(
+        self,
+        system: System,
+        edges: tuple[Edges, ...],
+        *,
+        head: str,
+        forces: bool,
+        elements: Int[Tensor, " elements"] | None = None,
+    ) -> AtomOutput:
+        """Evaluate the network; `forces` asks for the direct-force head.
+
+        `elements` are the atomic numbers that may occur, ascending; without it those that do occur are
+        looked up. Given, no size depends on the values of tensors, as a compiled graph needs it.
+        """
         ...

@@ -239,5 +239,6 @@ def _stress(d_strain: Float[Tensor, "structures 3 3"], system: System) -> Float[
     symmetric = 0.5 * (d_strain + d_strain.mT)
     volume = torch.linalg.det(system.cell).abs()
     defined = system.pbc.any(-1) & (volume > 1e-6)
-    volume = torch.where(defined, volume, torch.full_like(volume, torch.nan))
-    return symmetric / volume[:, None, None]
+    # The volume is made harmless before the division, so that no NaN enters derivatives of the stress.
+    stress = symmetric / torch.where(defined, volume, 1.0)[:, None, None]
+    return torch.where(defined[:, None, None], stress, torch.nan)

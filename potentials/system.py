@@ -52,7 +52,8 @@ class System:
     @property
     def sizes(self) -> Int[Tensor, " structures"]:
         """Number of atoms of each structure."""
-        return torch.bincount(self.batch, minlength=self.n_structures)
+        counts = torch.zeros(self.n_structures, dtype=torch.int64, device=self.batch.device)
+        return counts.index_add(0, self.batch, torch.ones_like(self.batch))
 
     def to(self, device: torch.device | str) -> System:
         """The same system on another device."""

@@ -21,8 +21,7 @@ from e2former_calc.checkpoint.official_v2 import build_official_v2, initialize, 
 from e2former_calc.checkpoint.reference_energies import covered_elements, reference_energies
 from e2former_calc.potentials.e2former_v2 import E2FormerV2, E2FormerV2Config
 from e2former_calc.potentials.e2former_v2.official_config import read_official_config
-from e2former_calc.potentials.interface import ForceMode, NeighborCap
-from e2former_calc.potentials.kernels import Implementation
+from e2former_calc.potentials.interface import ForceMode, Implementation, NeighborCap
 from e2former_calc.potentials.potential import EnergyPotential
 
 MODELS_FOLDER = Path(__file__).parent.parent / "models"

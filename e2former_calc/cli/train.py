@@ -16,10 +16,12 @@ from ase.data import chemical_symbols
 from tqdm import tqdm
 
 from e2former_calc.checkpoint.loading import resolve_device
+from e2former_calc.cli.group import ERROR
 from e2former_calc.cli.messages import echo_table, notice
 from e2former_calc.cli.options import debug_option, overwrite_option
 from e2former_calc.cli.output import check_outputs
-from e2former_calc.potentials.training.loss import Errors
+from e2former_calc.potentials.training.distributed import Workers, connected, torchrun_workers, worker_device
+from e2former_calc.potentials.training.errors import Errors
 from e2former_calc.potentials.training.trainer import Progress
 from e2former_calc.train import TrainingRun, read_plan
 from e2former_calc.train_figures import draw_learning_curve
@@ -53,14 +55,25 @@ def train(
 
     Writes PREFIX.safetensors (the model, with its card), PREFIX-state.pt (to resume), PREFIX-log.csv and
     PREFIX-learning-curve.png. A stopped run continues bit for bit with --resume.
+
+    On several GPUs: torchrun --nproc-per-node N -m e2former_calc train CONFIG.yaml; each step's batch_size
+    structures are divided among the processes.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     prefix = out or Path(config.stem)
     names = ("-state.pt", "-log.csv", ".safetensors", "-learning-curve.png")
     outputs = [prefix.with_name(prefix.name + name) for name in names]
-    check_outputs(outputs, inputs=[config], overwrite=overwrite or resume)
-    run = TrainingRun(read_plan(config), prefix, device=resolve_device(device), resume=resume)
+    if torchrun_workers().first:
+        check_outputs(outputs, inputs=[config], overwrite=overwrite or resume)
+    own_device = worker_device(resolve_device(device))
+    with connected(own_device) as workers, _one_message(workers):
+        run = TrainingRun(read_plan(config), prefix, device=own_device, resume=resume, workers=workers)
+        (_lead if workers.first else _follow)(run, outputs, max_minutes)
+
+
+def _lead(run: TrainingRun, outputs: list[Path], max_minutes: float | None) -> None:
+    """Train, write and tell: the only process, or the first of several."""
     _announce(run)
     log = TrainingLog(outputs[1], start=run.trainer.step)
     with log, _progress_bar(run) as bar, _interruption() as interrupted:
@@ -76,6 +89,26 @@ def train(
     draw_learning_curve(log.rows, outputs[3])
     _conclude(run, errors, done=done)
     notice(f"wrote {', '.join(str(path) for path in outputs if path.exists())}")
+
+
+def _follow(run: TrainingRun, _outputs: list[Path], max_minutes: float | None) -> None:
+    """Take part in silence: the other processes."""
+    with _interruption() as interrupted:
+        run.run(report=lambda _: None, max_minutes=max_minutes, interrupted=lambda: bool(interrupted))
+    run.finish()
+
+
+@contextmanager
+def _one_message(workers: Workers) -> Iterator[None]:
+    """A loss that is not finite ends all processes, and one of them says so."""
+    try:
+        yield
+    except FloatingPointError as error:
+        if workers.first:
+            click.echo(f"Error: {error}", err=True)
+        # torchrun ends the other processes as soon as one has failed, so none fails before it is said.
+        workers.any(True)
+        raise click.exceptions.Exit(ERROR) from error
 
 
 @dataclass
@@ -112,7 +145,7 @@ class TrainingLog:
         if errors is None:
             values += ["", "", ""]
         else:
-            values += [f"{errors.energy_mae:.4f}", f"{errors.force_mae:.4f}", f"{errors.force_rmse:.4f}"]
+            values += [f"{errors.energy_mae:.4f}", f"{errors.forces.mae:.4f}", f"{errors.forces.rmse:.4f}"]
         self.rows.append(dict(zip(COLUMNS, values, strict=True)))
         self._writer.writerow(self.rows[-1])
         self._file.flush()
@@ -139,7 +172,7 @@ def _line(progress: Progress) -> str:
         return ""
     return (
         f"step {progress.step:7d}  loss {progress.loss:8.4f}  validation: energy {errors.energy_mae:7.3f} meV/atom, "
-        f"forces {errors.force_mae:7.2f} meV/Å"
+        f"forces {errors.forces.mae:7.2f} meV/Å"
     )
 
 
@@ -164,12 +197,12 @@ def _conclude(run: TrainingRun, errors: Errors | None, *, done: bool) -> None:
     state = "all steps done" if done else f"stopped at step {run.trainer.step}, continue with --resume"
     rows = [("training", state)]
     if errors is not None:
-        by_element = ", ".join(f"{chemical_symbols[z]} {e:.1f}" for z, e in errors.force_mae_by_element.items())
+        by_element = ", ".join(f"{chemical_symbols[z]} {e.mae:.1f}" for z, e in errors.by_element.items())
         rows += [
             ("energy", f"MAE {errors.energy_mae:.3f}, RMSE {errors.energy_rmse:.3f} meV/atom"),
             (
                 "forces",
-                f"MAE {errors.force_mae:.2f}, RMSE {errors.force_rmse:.2f} meV/Å, cosine {errors.force_cosine:.4f}",
+                f"MAE {errors.forces.mae:.2f}, RMSE {errors.forces.rmse:.2f} meV/Å, cosine {errors.forces.cosine:.4f}",
             ),
             ("  by element", f"{by_element} meV/Å"),
         ]

@@ -19,7 +19,7 @@ from torch.nn.functional import dropout, linear, silu, softplus
 
 from e2former_calc.potentials.e2former_v2.config import AttentionOrder, E2FormerV2Config
 from e2former_calc.potentials.e2former_v2.layers import EPS, InvariantProjection, RadialNetwork, SO3Linear
-from e2former_calc.potentials.kernels import Implementation
+from e2former_calc.potentials.interface import Implementation
 from e2former_calc.potentials.kernels.edge_dot import edge_dot
 from e2former_calc.potentials.kernels.edge_moment import edge_moment
 from e2former_calc.potentials.kernels.recompute import evaluate

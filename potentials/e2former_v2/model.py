@@ -17,8 +17,7 @@ from e2former_calc.potentials.e2former_v2.graph import select_graphs, truncated_
 from e2former_calc.potentials.e2former_v2.heads import EnergyHead, LinearForceHead, PainnForceHead, SphereSampleHead
 from e2former_calc.potentials.e2former_v2.layers import EquivariantRMSNorm, GatedFeedForward, RadialNetwork, SO3Linear
 from e2former_calc.potentials.e2former_v2.legacy import EXCLUDED_OFFSET
-from e2former_calc.potentials.interface import AtomOutput, Edges, NeighborCap
-from e2former_calc.potentials.kernels import Implementation
+from e2former_calc.potentials.interface import AtomOutput, Edges, Implementation, NeighborCap
 from e2former_calc.potentials.kernels.recompute import evaluate
 from e2former_calc.potentials.neighbors import NeighborList
 from e2former_calc.potentials.radial import GaussianBasis, bell_envelope, polynomial_envelope
@@ -189,17 +188,30 @@ class E2FormerV2(nn.Module):
         """Atoms for which the official selection drops pairs within the cutoff."""
         return truncated_atoms(self.config, system, neighbors)
 
-    def forward(self, system: System, edges: tuple[Edges, ...], *, head: str, forces: bool = False) -> AtomOutput:
+    def forward(
+        self,
+        system: System,
+        edges: tuple[Edges, ...],
+        *,
+        head: str,
+        forces: bool = False,
+        elements: Int[Tensor, " elements"] | None = None,
+    ) -> AtomOutput:
         """Energies (eV) of all atoms, and direct forces (eV/Å) if asked for and available."""
-        x = self.node_features(system, edges)
+        x = self.node_features(system, edges, elements)
         name = resolve_head(head, share_heads=self.config.share_heads)
         direct = self.force_heads[name](x) if forces and self.has_force_head else None
         return AtomOutput(energies=self.energy_heads[name](x), forces=direct, descriptors=x[:, 0])
 
-    def node_features(self, system: System, edges: tuple[Edges, ...]) -> Float[Tensor, "atoms rows channels"]:
-        """Final equivariant features of all atoms."""
+    def node_features(
+        self, system: System, edges: tuple[Edges, ...], elements: Int[Tensor, " elements"] | None = None
+    ) -> Float[Tensor, "atoms rows channels"]:
+        """Final equivariant features of all atoms; `elements` as in `EnergyModel`."""
         config = self.config
-        elements, element_of_atom = torch.unique(system.numbers, return_inverse=True)
+        if elements is None:
+            elements, element_of_atom = torch.unique(system.numbers, return_inverse=True)
+        else:
+            element_of_atom = torch.searchsorted(elements, system.numbers)
         short = self._edge_features(edges[0], elements, element_of_atom, long_range=False)
         condition = self.condition_vector(system.charge, system.spin)[system.batch]
         x: Tensor = self.embedding(short, self.implementation)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from e2former_calc.potentials.kernels import Implementation
+from e2former_calc.potentials.interface import Implementation
 
 RECOMPUTE_ABOVE = 1_000_000
 """Numbers in one edge tensor (edges times heads or channels) from which on activations are not stored."""

@@ -40,8 +40,12 @@ class Batches:
 
     def batch(self, indices: Sequence[int]) -> tuple[System, NeighborList, Labels]:
         """Chosen structures as one system."""
-        systems = [self.dataset.systems[i] for i in indices]
-        lists = NeighborList.join([self._lists[i] for i in indices], [s.n_atoms for s in systems])
+        system, labels = self.labelled(indices)
+        sizes = [self.dataset.systems[i].n_atoms for i in indices]
+        return system, NeighborList.join([self._lists[i] for i in indices], sizes), labels
+
+    def labelled(self, indices: Sequence[int]) -> tuple[System, Labels]:
+        """Chosen structures as one system, without neighbours."""
         stresses = [self.dataset.stress[i] for i in indices]
         unknown = torch.full((3, 3), torch.nan, dtype=torch.float64)
         stress = torch.stack([unknown if s is None else s for s in stresses])
@@ -50,12 +54,16 @@ class Batches:
             forces=torch.cat([self.dataset.forces[i] for i in indices]),
             stress=stress if bool(torch.isfinite(stress).any()) else None,
         )
-        return System.stack(systems), lists, labels
+        return System.stack([self.dataset.systems[i] for i in indices]), labels
 
     def in_order(self, batch_size: int) -> Iterator[tuple[System, NeighborList, Labels]]:
         """All structures, once."""
-        for start in range(0, len(self), batch_size):
-            yield self.batch(range(start, min(start + batch_size, len(self))))
+        for indices in self.chunks(batch_size):
+            yield self.batch(indices)
+
+    def chunks(self, batch_size: int) -> list[range]:
+        """Numbers of all structures, in order, at most `batch_size` at once."""
+        return [range(start, min(start + batch_size, len(self))) for start in range(0, len(self), batch_size)]
 
     def indices(self, step: int, batch_size: int, seed: int) -> list[int]:
         """Structures of one training step: every epoch is a permutation that depends on seed and epoch only."""

@@ -7,7 +7,24 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-ForceLoss = Literal["norm", "squared", "huber"]
+from torch import Tensor
+
+ForceLoss = Literal["norm", "squared", "huber", "conditional_huber"]
+MatmulDtype = Literal["float32", "bfloat16"]
+Compile = Literal["auto", "always", "never"]
+
+
+COMPILE_FROM_STEPS = 10_000
+"""Shorter runs would end before compiling has paid off."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the three losses at one step."""
+
+    energy: float | Tensor
+    forces: float | Tensor
+    stress: float | Tensor
 
 
 @dataclass(frozen=True)
@@ -24,13 +41,20 @@ class TrainingSettings:
         energy_weight: weight of the mean absolute energy error per atom (eV per atom).
         force_weight: weight of the force loss (eV/Å for "norm").
         stress_weight: weight of the mean absolute stress error (eV/Å^3), where there are stresses.
+        final_energy_weight, final_force_weight, final_stress_weight: weights at the last step, which are approached
+            linearly; None keeps the weight.
         force_loss: "norm" is the mean length of the error vector, "squared" its mean square, "huber" is
-            quadratic below and linear above `huber_delta`.
+            quadratic below and linear above `huber_delta`, "conditional_huber" lowers that limit on atoms with large
+            forces, so that distorted structures weigh less.
         huber_delta: in eV/Å.
         ema_decay: of the averaged weights, which are the ones that are validated and kept; shorter early on.
         gradient_clip: largest norm of the gradient.
         validate_every: steps between validations.
         seed: of the order of structures and of initial weights.
+        node_matmul_dtype: of the products of weights and node features while training: "bfloat16", meant for large
+            networks on GPUs, is less accurate. Validation always uses float32.
+        compile: whether steps run as one compiled graph, several times faster after minutes of compiling; "auto" does
+            so from `COMPILE_FROM_STEPS` steps on, where there is a compiler and nothing stands against it.
 
     Raises:
         ValueError: naming every value that makes no sense.
@@ -45,17 +69,23 @@ class TrainingSettings:
     energy_weight: float = 2.0
     force_weight: float = 1.0
     stress_weight: float = 0.0
+    final_energy_weight: float | None = None
+    final_force_weight: float | None = None
+    final_stress_weight: float | None = None
     force_loss: ForceLoss = "norm"
     huber_delta: float = 0.1
     ema_decay: float = 0.998
     gradient_clip: float = 10.0
     validate_every: int = 500
     seed: int = 0
+    node_matmul_dtype: MatmulDtype = "float32"
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         positive = ("steps", "batch_size", "learning_rate", "huber_delta", "gradient_clip", "validate_every")
         not_negative = (
             "final_learning_rate", "warmup_steps", "weight_decay", "energy_weight", "force_weight", "stress_weight",
+            "final_energy_weight", "final_force_weight", "final_stress_weight",
         )  # fmt: skip
         problems = [
             f"{n} must be positive, got {getattr(self, n)}" for n in positive if not 0 < getattr(self, n) < math.inf
@@ -63,13 +93,16 @@ class TrainingSettings:
         problems += [
             f"{name} must not be negative, got {getattr(self, name)}"
             for name in not_negative
-            if not 0 <= getattr(self, name) < math.inf
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf
         ]
         if not 0 <= self.ema_decay < 1:
             problems.append(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        if self.force_loss not in get_args(ForceLoss):
-            problems.append(f"force_loss must be one of {get_args(ForceLoss)}, got {self.force_loss!r}")
-        if self.energy_weight + self.force_weight + self.stress_weight == 0:
+        for name, words in (("force_loss", ForceLoss), ("node_matmul_dtype", MatmulDtype), ("compile", Compile)):
+            if getattr(self, name) not in get_args(words):
+                problems.append(f"{name} must be one of {get_args(words)}, got {getattr(self, name)!r}")
+        if self.compile == "always" and self.node_matmul_dtype != "float32":
+            problems.append(f"compile='always' does not go with node_matmul_dtype={self.node_matmul_dtype!r}")
+        if not problems and not (self.uses("energy") or self.uses("force") or self.uses("stress")):
             problems.append("all loss weights are zero")
         if problems:
             raise ValueError("training settings: " + "; ".join(problems))
@@ -90,6 +123,21 @@ class TrainingSettings:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return asdict(self)
+
+    def uses(self, part: Literal["energy", "force", "stress"]) -> bool:
+        """Whether a loss has weight at any step."""
+        return bool(getattr(self, f"{part}_weight") or getattr(self, f"final_{part}_weight"))
+
+    def weights(self, step: int) -> LossWeights:
+        """Weights of the losses at a step."""
+        progress = min(1.0, step / self.steps)
+
+        def weight(part: str) -> float:
+            first: float = getattr(self, f"{part}_weight")
+            last: float | None = getattr(self, f"final_{part}_weight")
+            return first if last is None else first + progress * (last - first)
+
+        return LossWeights(weight("energy"), weight("force"), weight("stress"))
 
     def rate(self, step: int) -> float:
         """Learning rate at a step: linear warm-up, then half a cosine."""

@@ -67,6 +67,15 @@ def test_a_bad_configuration_is_one_line(folder):
     assert result.output.strip().splitlines()[-1].startswith("Error: ")
 
 
+def test_a_loss_that_is_not_finite_is_one_line(folder):
+    content = yaml.safe_load((folder / "water.yaml").read_text())
+    content["training"] |= {"learning_rate": 1e30, "warmup_steps": 0}
+    (folder / "water.yaml").write_text(yaml.safe_dump(content))
+    result = train()
+    assert result.exit_code == 1
+    assert result.output.strip().splitlines()[-1].startswith("Error: the loss or its gradient is ")
+
+
 def test_resuming_nothing_is_one_line(folder):
     result = train("--resume")
     assert result.exit_code == 1

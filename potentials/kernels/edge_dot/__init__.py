@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from e2former_calc.potentials.kernels import Implementation
+from e2former_calc.potentials.interface import Implementation
 from e2former_calc.potentials.kernels.edge_dot import blocked, reference
 from e2former_calc.potentials.neighbors import NeighborList
 

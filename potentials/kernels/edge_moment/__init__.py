@@ -9,7 +9,7 @@ Clebsch-Gordan coefficients once per atom; with basis = 1 it is zero-order atten
 from jaxtyping import Float
 from torch import Tensor
 
-from e2former_calc.potentials.kernels import Implementation
+from e2former_calc.potentials.interface import Implementation
 from e2former_calc.potentials.kernels.edge_moment import blocked, reference
 from e2former_calc.potentials.neighbors import NeighborList
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from e2former_calc.potentials.kernels import Implementation
+from e2former_calc.potentials.interface import Implementation
 from e2former_calc.potentials.kernels.recompute import RECOMPUTE_ABOVE, evaluate
 
 CASES: list[tuple[Implementation, int, bool]] = [

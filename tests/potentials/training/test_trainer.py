@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from e2former_calc.potentials.training.batches import Batches
+from e2former_calc.potentials.training.distributed import Workers
 from e2former_calc.potentials.training.settings import TrainingSettings
 from e2former_calc.potentials.training.trainer import Trainer
 
@@ -36,7 +39,7 @@ def test_four_frames_can_be_learnt_by_heart(make, dataset, potential):
     before = trainer.evaluate(few)
     trainer.run()
     after = trainer.evaluate(few)
-    assert after.force_mae < 0.1 * before.force_mae
+    assert after.forces.mae < 0.1 * before.forces.mae
     assert after.energy_mae < 0.1 * before.energy_mae
 
 
@@ -60,6 +63,26 @@ def test_other_settings_are_refused_by_name(make, tmp_path):
     other = make(TrainingSettings(steps=20, batch_size=3, warmup_steps=2, validate_every=5, learning_rate=0.5))
     with pytest.raises(ValueError, match=r"learning_rate was 0\.003, is 0\.5"):
         other.load(tmp_path / "state.pt")
+
+
+def test_a_setting_that_an_old_state_does_not_know_has_its_default(make, tmp_path):
+    make().save(tmp_path / "state.pt")
+    content = torch.load(tmp_path / "state.pt", weights_only=True)
+    del content["settings"]["node_matmul_dtype"]
+    torch.save(content, tmp_path / "state.pt")
+    make().load(tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="node_matmul_dtype was 'float32', is 'bfloat16'"):
+        make(replace(SETTINGS, node_matmul_dtype="bfloat16")).load(tmp_path / "state.pt")
+
+
+def test_processes_draw_different_dropout(make):
+    trainer, draws = make(), []
+    for rank in (0, 1, 0):
+        trainer.workers = Workers(rank, 2)
+        with trainer._seeded():
+            draws.append(torch.rand(8))
+    assert torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], draws[1])
 
 
 def test_the_global_random_state_is_left_alone(make):
@@ -92,6 +115,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(make):
         next(iter(trainer.network.parameters())).fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="at step 0: lower learning_rate"):
         trainer.run()
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(make, potential):
+    trainer = make()
+    before = weights(trainer)
+    potential.model.blocks[0].feed_forward.last.bias.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(FloatingPointError, match="gradient is nan at step 0"):
+        trainer.run()
+    assert torch.equal(weights(trainer), before)
 
 
 def test_the_best_validated_weights_are_kept(make):
