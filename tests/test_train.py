@@ -11,9 +11,10 @@ import torch
 import yaml
 from ase import Atoms
 from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from e2former_calc import E2FormerCalculator
-from e2former_calc.checkpoint import load_model
+from e2former_calc.checkpoint import CheckpointError, load_model
 from e2former_calc.train import TrainingRun, read_plan
 
 SMALL = {"channels": 8, "lmax": 1, "num_layers": 1, "num_heads": 4, "head_width": 2, "num_basis": 8, "max_radius": 4.0}
@@ -53,6 +54,12 @@ def trained(path: Path, name: str = "model", **options) -> TrainingRun:
     run.run(report=lambda _: None)
     run.finish()
     return run
+
+
+def single_atom(symbol: str, energy: float) -> Atoms:
+    atoms = Atoms(symbol)
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((1, 3)))
+    return atoms
 
 
 def test_the_model_is_loaded_by_the_calculator(plan_file):
@@ -107,6 +114,41 @@ def test_an_official_checkpoint_can_be_fine_tuned(plan_file, tiny_checkpoint):
     assert float(load_model(run.model_file).reference_energies["omol25"][8]) == -2.0
 
 
+def fine_tuning(path: Path, start: Path, **content) -> Path:
+    """Turn the plan into one that starts from a model."""
+    model = {"start_from": str(start), **content.pop("model", {})}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"model": model, **content}))
+    return path
+
+
+def test_a_new_head_starts_as_a_copy_and_leaves_the_old_one_alone(plan_file, tiny_checkpoint):
+    fine_tuning(plan_file, tiny_checkpoint, model={"new_head": "mine", "frozen": ["embedding.", "blocks."]})
+    before = load_model(tiny_checkpoint)
+    start = TrainingRun(read_plan(plan_file), plan_file.parent / "start", device=torch.device("cpu"))
+    copied = start.trainer.network.energy_heads["mine"].state_dict()
+    old = before.model.energy_heads["omol25"].state_dict()
+    assert all(torch.equal(copied[name], old[name]) for name in old)
+    after = load_model(trained(plan_file).model_file)
+    assert after.card.default_head == "mine"
+    kept = after.model.energy_heads["omol25"].state_dict()
+    assert all(torch.equal(kept[name], old[name]) for name in old)
+
+
+def test_a_head_that_exists_is_not_added(plan_file, tiny_checkpoint):
+    fine_tuning(plan_file, tiny_checkpoint, model={"new_head": "omol25"})
+    with pytest.raises(CheckpointError, match="already has a head 'omol25'"):
+        TrainingRun(read_plan(plan_file), plan_file.parent / "m", device=torch.device("cpu"))
+
+
+def test_least_squares_references_correct_the_model_that_is_fine_tuned(plan_file, tiny_checkpoint, frames):
+    fine_tuning(plan_file, tiny_checkpoint, reference_energies="least-squares")
+    run = TrainingRun(read_plan(plan_file), plan_file.parent / "m", device=torch.device("cpu"))
+    predicted = [
+        float(run.potential(system, properties=frozenset({"energy"})).energy) for system in run.data.training.systems
+    ]
+    assert np.mean(predicted) == pytest.approx(float(run.data.training.energy.mean()), abs=1e-4)
+
+
 @pytest.mark.shared
 def test_a_model_fine_tuned_from_a_force_head_uses_gradients(plan_file, shared_dir):
     start = shared_dir / "fixtures" / "e2former_v2" / "direct_force_linear" / "checkpoint.pt"
@@ -131,12 +173,36 @@ def test_training_leaves_no_global_state(plan_file):
         ({"data": {"validation": 0.1}}, "`validation` must be a number of frames or a file, got 0.1"),
         ({"training": {"lr": 1}}, r"training settings \['lr'\] do not exist"),
         ({"model": {"start_from": "ethanol-rmd17"}}, "cannot be changed together with start_from"),
+        ({"model": {"new_head": "mine"}}, "belong to start_from, which is missing"),
+        ({"reference_energies": "guess"}, "reference_energies must be least-squares, isolated-atoms or a table"),
         ({"card": {"colour": "red"}}, "section card has unknown keys"),
     ],
 )
 def test_a_bad_plan_is_one_error(plan_file, sections, message):
     with pytest.raises(ValueError, match=message):
         read_plan(change(plan_file, **sections))
+
+
+def test_some_frames_of_a_file_are_chosen_with_an_index(plan_file):
+    change(plan_file, data={"training": "frames.extxyz@:10", "validation": "frames.extxyz@10:14"})
+    run = TrainingRun(read_plan(plan_file), plan_file.parent / "m", device=torch.device("cpu"))
+    assert (len(run.data.training), len(run.data.validation)) == (10, 4)
+
+
+def test_single_atoms_give_reference_energies(plan_file, frames):
+    atoms = [single_atom("H", -0.5), single_atom("O", -2.0)]
+    ase.io.write(plan_file.parent / "frames.extxyz", [*frames, *atoms])
+    change(plan_file, reference_energies="isolated-atoms", data={"validation": 0})
+    run = TrainingRun(read_plan(plan_file), plan_file.parent / "m", device=torch.device("cpu"))
+    assert run.loaded.reference_energies[run.head][[1, 8]].tolist() == [-0.5, -2.0]
+
+
+def test_other_validation_frames_are_not_continued_with(plan_file, frames):
+    first = TrainingRun(read_plan(plan_file), plan_file.parent / "m", device=torch.device("cpu"))
+    first.run(report=lambda _: None, max_minutes=0.0)
+    ase.io.write(plan_file.parent / "frames.extxyz", frames[:-1])
+    with pytest.raises(ValueError, match="other frames were kept aside"):
+        TrainingRun(read_plan(plan_file), plan_file.parent / "m", device=torch.device("cpu"), resume=True)
 
 
 def test_labels_that_are_nan_are_refused(plan_file, frames):

@@ -21,10 +21,11 @@ from e2former_calc.cli.messages import echo_table, notice
 from e2former_calc.cli.options import debug_option, overwrite_option
 from e2former_calc.cli.output import check_outputs
 from e2former_calc.potentials.training.distributed import Workers, connected, torchrun_workers, worker_device
-from e2former_calc.potentials.training.errors import Errors
+from e2former_calc.potentials.training.errors import ForceErrors
 from e2former_calc.potentials.training.trainer import Progress
 from e2former_calc.train import TrainingRun, read_plan
-from e2former_calc.train_figures import draw_learning_curve
+from e2former_calc.train.figures import draw_learning_curve, draw_parity
+from e2former_calc.train.run import Judgement
 
 COLUMNS = ("step", "loss", "learning_rate", "energy_mae_meV_per_atom", "force_mae_meV_per_A", "force_rmse_meV_per_A")
 
@@ -53,8 +54,8 @@ def train(
 ) -> None:
     """Train or fine-tune a model as CONFIG.yaml says.
 
-    Writes PREFIX.safetensors (the model, with its card), PREFIX-state.pt (to resume), PREFIX-log.csv and
-    PREFIX-learning-curve.png. A stopped run continues bit for bit with --resume.
+    Writes PREFIX.safetensors (the model, with its card), PREFIX-state.pt (to resume), PREFIX-log.csv,
+    PREFIX-learning-curve.png and PREFIX-parity.png. A stopped run continues bit for bit with --resume.
 
     On several GPUs: torchrun --nproc-per-node N -m e2former_calc train CONFIG.yaml; each step's batch_size
     structures are divided among the processes.
@@ -62,7 +63,7 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     prefix = out or Path(config.stem)
-    names = ("-state.pt", "-log.csv", ".safetensors", "-learning-curve.png")
+    names = ("-state.pt", "-log.csv", ".safetensors", "-learning-curve.png", "-parity.png")
     outputs = [prefix.with_name(prefix.name + name) for name in names]
     if torchrun_workers().first:
         check_outputs(outputs, inputs=[config], overwrite=overwrite or resume)
@@ -85,9 +86,11 @@ def _lead(run: TrainingRun, outputs: list[Path], max_minutes: float | None) -> N
                 bar.write(_line(progress))
 
         done = run.run(report=report, max_minutes=max_minutes, interrupted=lambda: bool(interrupted))
-    errors = run.finish()
+    judgement = run.finish()
     draw_learning_curve(log.rows, outputs[3])
-    _conclude(run, errors, done=done)
+    if judgement is not None:
+        draw_parity(judgement.comparison, outputs[4], title=f"{run.prefix.name}, {judgement.frames} frames")
+    _conclude(run, judgement, done=done)
     notice(f"wrote {', '.join(str(path) for path in outputs if path.exists())}")
 
 
@@ -158,6 +161,8 @@ def _announce(run: TrainingRun) -> None:
         f"{len(data.training)} training and {kept} validation frames, {run.loaded.card.parameters:,} parameters, "
         f"device {run.potential.device}, step {run.trainer.step} of {run.plan.settings.steps}"
     )
+    if run.trainer.compiled is not None:
+        notice("the first step compiles the training step, which takes minutes (training.compile: never avoids it)")
     for finding in data.findings:
         notice(f"{finding.severity.capitalize()}: {finding.message}")
 
@@ -193,17 +198,19 @@ def _interruption() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _conclude(run: TrainingRun, errors: Errors | None, *, done: bool) -> None:
+def _conclude(run: TrainingRun, judgement: Judgement | None, *, done: bool) -> None:
     state = "all steps done" if done else f"stopped at step {run.trainer.step}, continue with --resume"
     rows = [("training", state)]
-    if errors is not None:
-        by_element = ", ".join(f"{chemical_symbols[z]} {e.mae:.1f}" for z, e in errors.by_element.items())
+    if judgement is not None:
+        errors = judgement.comparison.errors()
         rows += [
-            ("energy", f"MAE {errors.energy_mae:.3f}, RMSE {errors.energy_rmse:.3f} meV/atom"),
-            (
-                "forces",
-                f"MAE {errors.forces.mae:.2f}, RMSE {errors.forces.rmse:.2f} meV/Å, cosine {errors.forces.cosine:.4f}",
-            ),
-            ("  by element", f"{by_element} meV/Å"),
+            ("judged on", f"{judgement.comparison.energies.shape[1]} {judgement.frames} frames"),
+            ("energy", f"MAE {errors.energy_mae:8.3f}  RMSE {errors.energy_rmse:8.3f} meV/atom"),
+            ("forces", _force_line(errors.forces)),
+            *((f"  {chemical_symbols[z]}", _force_line(e)) for z, e in errors.by_element.items()),
         ]
     echo_table(rows)
+
+
+def _force_line(errors: ForceErrors) -> str:
+    return f"MAE {errors.mae:8.2f}  RMSE {errors.rmse:8.2f} meV/Å  cosine {errors.cosine:.5f}"

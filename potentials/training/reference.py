@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 from jaxtyping import Float
 from torch import Tensor
 
@@ -37,6 +37,35 @@ def least_squares_reference(dataset: Dataset) -> Float[Tensor, " elements"]:
         )
     reference = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
     reference[elements] = _fit(counts.double(), dataset.energy.double())
+    return reference
+
+
+def isolated_atom_reference(dataset: Dataset) -> Float[Tensor, " elements"]:
+    """Energies of the single atoms in the data set, which the energy of a molecule then counts from.
+
+    Returns:
+        eV by atomic number (row 0 unused), float64; zero for elements that do not occur.
+
+    Raises:
+        DatasetError: naming the elements of which there is no single atom, or several with different energies.
+    """
+    elements, _ = dataset.compositions
+    energies: dict[int, set[float]] = {int(z): set() for z in elements}
+    for system, energy in zip(dataset.systems, dataset.energy.tolist(), strict=True):
+        if system.n_atoms == 1 and not bool(system.pbc.any()):
+            energies[int(system.numbers[0])].add(energy)
+    missing = [chemical_symbols[z] for z, found in energies.items() if not found]
+    if missing:
+        raise DatasetError(
+            f"{dataset.source} has no single atom of {', '.join(missing)} to take reference energies from: "
+            "add such frames, give a table, or use least-squares"
+        )
+    ambiguous = [f"{chemical_symbols[z]}: {sorted(found)}" for z, found in energies.items() if len(found) > 1]
+    if ambiguous:
+        raise DatasetError(f"single atoms of {dataset.source} have several energies ({'; '.join(ambiguous)}): keep one")
+    reference = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
+    for z, found in energies.items():
+        reference[z] = found.pop()
     return reference
 
 

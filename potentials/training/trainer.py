@@ -235,26 +235,30 @@ class Trainer:
 
     def evaluate(self, batches: Batches, *, weights: dict[str, Tensor] | None = None) -> Errors:
         """Errors on a set of structures, with the averaged (or other) weights; the same in all processes."""
-        return self._evaluate(batches, self._averaged if weights is None else weights)[0]
+        return self._evaluate(batches, self._averaged if weights is None else weights)[0].errors()
+
+    def compare(self, batches: Batches, *, weights: dict[str, Tensor]) -> Comparison:
+        """Predictions with some weights beside the labels; the same in all processes."""
+        return self._evaluate(batches, weights)[0]
 
     def _validate(self) -> Errors:
         if self.validation is None:
             raise ValueError("there are no structures to validate on")
-        errors, value = self._evaluate(self.validation, self._averaged)
+        comparison, value = self._evaluate(self.validation, self._averaged)
         if value < self.best[0]:
             self.best = (value, {name: tensor.clone() for name, tensor in self._averaged.items()})
-        return errors
+        return comparison.errors()
 
-    def _evaluate(self, batches: Batches, weights: dict[str, Tensor]) -> tuple[Errors, float]:
-        """Errors, and loss with the weights of the last step, so that it can be compared between steps."""
-        accumulator, total = Comparison(), 0.0
+    def _evaluate(self, batches: Batches, weights: dict[str, Tensor]) -> tuple[Comparison, float]:
+        """Predictions beside labels, and the loss with the weights of the last step, comparable between steps."""
+        comparison, total = Comparison(), 0.0
         final = self.settings.weights(self.settings.steps)
         chunks = batches.chunks(4 * self.settings.batch_size)
         for chunk, prediction in zip(chunks, self._predict(batches, chunks, weights), strict=True):
             system, labels = batches.labelled(chunk)
-            accumulator.add(prediction, labels, system)
+            comparison.add(prediction, labels, system)
             total += float(loss(prediction, labels, system, self.settings, weights=final)) * system.n_structures
-        return accumulator.errors(), total / len(batches)
+        return comparison, total / len(batches)
 
     def _predict(self, batches: Batches, chunks: Sequence[range], weights: dict[str, Tensor]) -> list[Prediction]:
         """Predictions for all chunks, on the host; every process makes some of them and gets all."""

@@ -39,7 +39,7 @@ def test_files_are_written_and_errors_shown(folder):
     assert result.exit_code == 0, result.output
     assert "all steps done" in result.output
     assert "meV/Å" in result.output
-    for name in ("water.safetensors", "water-state.pt", "water-log.csv", "water-learning-curve.png"):
+    for name in ("water.safetensors", "water-state.pt", "water-log.csv", "water-learning-curve.png", "water-parity.png"):
         assert (folder / name).stat().st_size > 0
 
 

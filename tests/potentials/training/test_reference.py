@@ -11,7 +11,11 @@ import torch
 
 from e2former_calc.potentials.system import System
 from e2former_calc.potentials.training.dataset import Dataset, DatasetError
-from e2former_calc.potentials.training.reference import least_squares_reference, reference_from_mapping
+from e2former_calc.potentials.training.reference import (
+    isolated_atom_reference,
+    least_squares_reference,
+    reference_from_mapping,
+)
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -99,3 +103,17 @@ def test_energies_that_are_no_numbers_are_refused(energy: float) -> None:
 def test_energies_of_another_type_are_refused(energy: Any) -> None:
     with pytest.raises(DatasetError, match="reference energy of H must be a finite number in eV"):
         reference_from_mapping({"H": energy})
+
+
+def test_single_atoms_are_the_reference() -> None:
+    table = isolated_atom_reference(with_energies([[1], [8], [8, 1, 1]], [-13.6, -2042.0, -2080.0]))
+    assert table[[1, 8]].tolist() == [-13.6, -2042.0]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "energy", "message"),
+    [([[1], [8, 1]], [-13.6, -2050.0], "no single atom of O"), ([[1], [1]], [-13.6, -13.5], r"several energies \(H: ")],
+)
+def test_missing_and_ambiguous_single_atoms_are_named(numbers, energy, message) -> None:
+    with pytest.raises(DatasetError, match=message):
+        isolated_atom_reference(with_energies(numbers, energy))

@@ -1,0 +1,140 @@
+"""What a configuration file asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from e2former_calc.potentials.training.settings import TrainingSettings
+
+CARD_FIELDS = ("name", "level_of_theory", "training_data", "intended_use", "known_failures", "licence", "citation")
+SECTIONS = ("data", "model", "reference_energies", "training", "card")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of labelled structures, or some of its frames.
+
+    Attributes:
+        path: the file.
+        index: which frames, as in ASE (":", "::10", "0:1000").
+    """
+
+    path: Path
+    index: str = ":"
+
+    @classmethod
+    def parse(cls, text: str, folder: Path) -> DataFile:
+        """From "FILE" or "FILE@INDEX", relative to `folder`; a file whose name holds an @ is found too."""
+        name, separator, index = text.rpartition("@")
+        if not separator or (folder / text).exists():
+            return cls(folder / text)
+        return cls(folder / name, index)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a configuration file asks for.
+
+    Attributes:
+        training: files to learn from.
+        validation: number of frames kept aside, or a file.
+        test: frames that are only used for the final errors, or None.
+        network: fields of `E2FormerV2Config`; those that are not given are `SMOOTH_NETWORK`'s.
+        start_from: model file to fine-tune, or None.
+        config: official YAML of `start_from`.
+        head: head of `start_from` that is trained.
+        new_head: name of a head that is added to `start_from` as a copy of `head`, and trained instead of it.
+        frozen: beginnings of the names of parameters that keep their values.
+        reference_energies: eV by element symbol, "least-squares" (of what the network does not explain),
+            "isolated-atoms" (energies of the single atoms among the training frames), or "keep" (with `start_from`).
+        settings: loss, optimiser, schedule.
+        card: text for the model card.
+    """
+
+    training: tuple[DataFile, ...]
+    validation: int | DataFile
+    test: DataFile | None
+    settings: TrainingSettings
+    network: Mapping[str, Any] = field(default_factory=dict)
+    start_from: str | None = None
+    config: Path | None = None
+    head: str | None = None
+    new_head: str | None = None
+    frozen: tuple[str, ...] = ()
+    reference_energies: str | Mapping[str, float] = "least-squares"
+    card: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_plan(path: Path) -> TrainingPlan:
+    """Read a configuration file; paths in it are relative to its folder.
+
+    Raises:
+        ValueError: one message that names the section and the key that is wrong.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} must hold the sections {', '.join(SECTIONS)}")
+    _only(content, SECTIONS, str(path))
+    data, model = content.get("data") or {}, dict(content.get("model") or {})
+    _only(data, ("training", "validation", "test"), "section data")
+    _only(content.get("card") or {}, CARD_FIELDS, "section card")
+    if not data.get("training"):
+        raise ValueError(f"{path}: section data needs `training`, a file or a list of files")
+    files = data["training"] if isinstance(data["training"], list) else [data["training"]]
+    validation = data.get("validation", 50)
+    if isinstance(validation, bool) or not isinstance(validation, int | str) or validation == "":
+        raise ValueError(f"{path}: `validation` must be a number of frames or a file, got {validation!r}")
+    here = path.parent
+    start_from, config = model.pop("start_from", None), model.pop("config", None)
+    head, new_head, frozen = model.pop("head", None), model.pop("new_head", None), tuple(model.pop("frozen", ()))
+    if start_from is None and (head or new_head or config):
+        raise ValueError(f"{path}: head, new_head and config in section model belong to start_from, which is missing")
+    if start_from is not None and model:
+        raise ValueError(f"section model: {sorted(model)} cannot be changed together with start_from")
+    return TrainingPlan(
+        training=tuple(DataFile.parse(str(file), here) for file in files),
+        validation=validation if isinstance(validation, int) else DataFile.parse(validation, here),
+        test=DataFile.parse(str(data["test"]), here) if data.get("test") else None,
+        settings=TrainingSettings.from_mapping(content.get("training") or {}),
+        network=model,
+        start_from=_path_or_name(start_from, here),
+        config=None if config is None else here / config,
+        head=head,
+        new_head=new_head,
+        frozen=frozen,
+        reference_energies=_references(content.get("reference_energies"), fine_tuned=start_from is not None),
+        card=dict(content.get("card") or {}),
+    )
+
+
+def _only(mapping: Any, known: tuple[str, ...], where: str) -> None:
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"{where} must hold lines 'key: value', got {mapping!r}")
+    unknown = sorted(set(map(str, mapping)) - set(known))
+    if unknown:
+        raise ValueError(f"{where} has unknown keys {unknown}; it knows {list(known)}")
+
+
+def _references(value: Any, *, fine_tuned: bool) -> str | Mapping[str, float]:
+    known = ("least-squares", "isolated-atoms", "keep") if fine_tuned else ("least-squares", "isolated-atoms")
+    if value is None:
+        return "keep" if fine_tuned else "least-squares"
+    if value in known or isinstance(value, Mapping):
+        chosen: str | Mapping[str, float] = value
+        return chosen
+    raise ValueError(f"reference_energies must be {', '.join(known)} or a table of eV by element, got {value!r}")
+
+
+def _path_or_name(start_from: str | None, here: Path) -> str | None:
+    """A model file beside the configuration, or the name of a bundled model."""
+    if start_from is None or not (here / start_from).exists():
+        return start_from
+    return str(here / start_from)
