@@ -189,6 +189,18 @@ def test_some_frames_of_a_file_are_chosen_with_an_index(plan_file):
     assert (len(run.data.training), len(run.data.validation)) == (10, 4)
 
 
+def test_wildcards_stand_for_all_files_in_order(plan_file, frames):
+    ase.io.write(plan_file.parent / "part-2.extxyz", frames[:2])
+    ase.io.write(plan_file.parent / "part-1.extxyz", frames[:3])
+    plan = read_plan(change(plan_file, data={"training": "part-*.extxyz@1:"}))
+    assert [(file.path.name, file.index) for file in plan.training] == [("part-1.extxyz", "1:"), ("part-2.extxyz", "1:")]
+
+
+def test_wildcards_that_match_nothing_are_an_error(plan_file):
+    with pytest.raises(ValueError, match="no data file matches"):
+        read_plan(change(plan_file, data={"training": "missing-*.extxyz"}))
+
+
 def test_single_atoms_give_reference_energies(plan_file, frames):
     atoms = [single_atom("H", -0.5), single_atom("O", -2.0)]
     ase.io.write(plan_file.parent / "frames.extxyz", [*frames, *atoms])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,21 @@ class DataFile:
         if not separator or (folder / text).exists():
             return cls(folder / text)
         return cls(folder / name, index)
+
+    @classmethod
+    def parse_all(cls, text: str, folder: Path) -> tuple[DataFile, ...]:
+        """As `parse`; wildcards stand for all files that match, in the order of their names.
+
+        Raises:
+            ValueError: if none does.
+        """
+        file = cls.parse(text, folder)
+        if file.path.exists() or not any(sign in str(file.path) for sign in "*?["):
+            return (file,)
+        matching = sorted(glob(str(file.path)))
+        if not matching:
+            raise ValueError(f"no data file matches {str(file.path)!r}")
+        return tuple(cls(Path(path), file.index) for path in matching)
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,8 @@ class TrainingPlan:
 def read_plan(path: Path) -> TrainingPlan:
     """Read a configuration file; paths in it are relative to its folder.
 
+    Data files are "FILE", "FILE@INDEX" (frames, as in ASE) and, for training, names with wildcards.
+
     Raises:
         ValueError: one message that names the section and the key that is wrong.
     """
@@ -100,7 +118,7 @@ def read_plan(path: Path) -> TrainingPlan:
     if start_from is not None and model:
         raise ValueError(f"section model: {sorted(model)} cannot be changed together with start_from")
     return TrainingPlan(
-        training=tuple(DataFile.parse(str(file), here) for file in files),
+        training=tuple(found for file in files for found in DataFile.parse_all(str(file), here)),
         validation=validation if isinstance(validation, int) else DataFile.parse(validation, here),
         test=DataFile.parse(str(data["test"]), here) if data.get("test") else None,
         settings=TrainingSettings.from_mapping(content.get("training") or {}),
