@@ -193,7 +193,8 @@ def test_wildcards_stand_for_all_files_in_order(plan_file, frames):
     ase.io.write(plan_file.parent / "part-2.extxyz", frames[:2])
     ase.io.write(plan_file.parent / "part-1.extxyz", frames[:3])
     plan = read_plan(change(plan_file, data={"training": "part-*.extxyz@1:"}))
-    assert [(file.path.name, file.index) for file in plan.training] == [("part-1.extxyz", "1:"), ("part-2.extxyz", "1:")]
+    chosen = [(file.path.name, file.index) for file in plan.training]
+    assert chosen == [("part-1.extxyz", "1:"), ("part-2.extxyz", "1:")]
 
 
 def test_wildcards_that_match_nothing_are_an_error(plan_file):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +37,18 @@ class DataFile:
 
     @classmethod
     def parse_all(cls, text: str, folder: Path) -> tuple[DataFile, ...]:
-        """As `parse`; wildcards stand for all files that match, in the order of their names.
+        """As `parse`; wildcards in the name stand for all files that match, in the order of their names.
 
         Raises:
             ValueError: if none does.
         """
         file = cls.parse(text, folder)
-        if file.path.exists() or not any(sign in str(file.path) for sign in "*?["):
+        if file.path.exists() or not any(sign in file.path.name for sign in "*?["):
             return (file,)
-        matching = sorted(glob(str(file.path)))
+        matching = sorted(file.path.parent.glob(file.path.name))
         if not matching:
             raise ValueError(f"no data file matches {str(file.path)!r}")
-        return tuple(cls(Path(path), file.index) for path in matching)
+        return tuple(cls(path, file.index) for path in matching)
 
 
 @dataclass(frozen=True)
