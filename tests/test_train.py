@@ -17,6 +17,7 @@ from e2former_calc import E2FormerCalculator
 from e2former_calc.checkpoint import CheckpointError, load_model
 from e2former_calc.train import TrainingRun, read_plan
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = {"channels": 8, "lmax": 1, "num_layers": 1, "num_heads": 4, "head_width": 2, "num_basis": 8, "max_radius": 4.0}
 
 
@@ -82,6 +83,26 @@ def test_the_card_says_what_was_done(plan_file):
     assert card.compositions == ("H2O",)
     assert "18 frames of" in card.training_data
     assert "6 validation frames: energy MAE" in card.errors
+
+
+def test_the_model_knows_where_it_was_trained(plan_file, frames):
+    calculator = E2FormerCalculator(trained(plan_file).model_file, device="cpu")
+    assert np.median([calculator.get_extrapolation(atoms) for atoms in frames]) < 1.0
+    stretched = molecule("H2O")
+    stretched.positions[1] *= 3.0
+    with pytest.warns(UserWarning, match="unlike the training data"):
+        calculator.get_potential_energy(stretched)
+
+
+def test_single_atoms_alone_give_no_domain(plan_file):
+    ase.io.write(plan_file.parent / "frames.extxyz", [single_atom("H", -0.5), single_atom("O", -2.0)])
+    change(plan_file, data={"validation": 0}, reference_energies="isolated-atoms", training={"batch_size": 2})
+    assert load_model(trained(plan_file).model_file).domains == {}
+
+
+def test_a_fine_tuned_model_knows_the_new_frames_for_the_new_head_only(plan_file, tiny_checkpoint):
+    fine_tuning(plan_file, tiny_checkpoint, model={"new_head": "mine"})
+    assert list(load_model(trained(plan_file).model_file).domains) == ["mine"]
 
 
 def test_a_run_in_two_pieces_gives_the_same_file(plan_file):
@@ -195,6 +216,13 @@ def test_wildcards_stand_for_all_files_in_order(plan_file, frames):
     plan = read_plan(change(plan_file, data={"training": "part-*.extxyz@1:"}))
     chosen = [(file.path.name, file.index) for file in plan.training]
     assert chosen == [("part-1.extxyz", "1:"), ("part-2.extxyz", "1:")]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_of_the_bundled_models_are_valid(path):
+    plan = read_plan(path)
+    assert plan.card["name"] == path.stem
+    assert plan.test is not None
 
 
 def test_wildcards_that_match_nothing_are_an_error(plan_file):

@@ -1,20 +1,32 @@
-"""Times and memory of energies and forces, each case measured in a process of its own."""
+"""Times and memory of energies and forces, and of training steps; each case in a process of its own."""
 
 from e2former_calc.benchmark.case import Case, ModelSpec, Quantiles, Result
 from e2former_calc.benchmark.machine import machine_info
-from e2former_calc.benchmark.runner import BUILTIN_STRUCTURES, BenchmarkError, builtin_structure, run_in_subprocess
+from e2former_calc.benchmark.runner import (
+    BUILTIN_STRUCTURES,
+    TRAINING_STRUCTURES,
+    BenchmarkError,
+    builtin_structure,
+    run_in_subprocess,
+    run_training_in_subprocess,
+)
 from e2former_calc.benchmark.shapes import NetworkShape, shape_potential
+from e2former_calc.benchmark.training import TrainingCase, TrainingResult
 
 __all__ = [
     "BUILTIN_STRUCTURES",
+    "TRAINING_STRUCTURES",
     "BenchmarkError",
     "Case",
     "ModelSpec",
     "NetworkShape",
     "Quantiles",
     "Result",
+    "TrainingCase",
+    "TrainingResult",
     "builtin_structure",
     "machine_info",
     "run_in_subprocess",
+    "run_training_in_subprocess",
     "shape_potential",
 ]

@@ -17,7 +17,7 @@ class ModelSpec:
     Attributes:
         options: arguments of `E2FormerCalculator`, all JSON-able; `model` is ignored if there is a shape.
         shape: CHANNELSxLAYERS of a network with random weights, or None.
-        seed: of the random weights.
+        seed: of the random weights, and of random structures where a measurement needs some.
     """
 
     options: Mapping[str, Any]

@@ -59,6 +59,7 @@ class NetworkShape:
             max_radius=4.5,
             max_neighbors=32,
             orders=(order,) * self.layers,
+            alpha_dropout=0.0,  # acts in training only, where steps with dropout cannot be compiled
         )
 
 

@@ -1,4 +1,7 @@
-"""The process that measures one case: reads it as JSON from stdin, writes the result as JSON to stdout."""
+"""The process that measures one case: reads it as JSON from stdin, writes the result as JSON to stdout.
+
+Its argument says what kind of case it is: "inference" or "training".
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,24 @@ import torch
 from e2former_calc.benchmark.case import Case, ModelSpec, Quantiles, Result
 from e2former_calc.benchmark.memory import peak_memory, reset_peak_memory, resident_memory
 from e2former_calc.benchmark.shapes import NetworkShape, shape_potential
+from e2former_calc.benchmark.timing import MINIMUM_REPEATS, device_memory_peak, device_name, timed, wait
+from e2former_calc.benchmark.training import TrainingCase, measure_training
 from e2former_calc.calculator import E2FormerCalculator
 from e2former_calc.potentials.neighbors import neighbor_list
 from e2former_calc.potentials.potential import EnergyPotential
 from e2former_calc.potentials.system import System
 
-MINIMUM_REPEATS = 2
-
 
 def main() -> None:
     """Measure the case on stdin; errors become `{"error": ...}` on stdout."""
-    case = Case.from_dict(json.load(sys.stdin))
+    kind, values = sys.argv[1], json.load(sys.stdin)
+    case = TrainingCase.from_dict(values) if kind == "training" else Case.from_dict(values)
     torch.set_num_threads(case.threads)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            answer: dict[str, Any] = measure(case).to_dict()
+            result = measure_training(case) if isinstance(case, TrainingCase) else measure(case)
+            answer: dict[str, Any] = result.to_dict()
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
     json.dump(answer, sys.stdout)
@@ -41,7 +46,7 @@ def measure(case: Case) -> Result:
     Raises:
         ValueError: if the structure has elements that the model does not know.
     """
-    load_ms, calculator = _timed(lambda: build_calculator(case.model))
+    load_ms, calculator = timed(lambda: build_calculator(case.model))
     potential = calculator.potential
     if not isinstance(potential, EnergyPotential):
         raise ValueError(f"only models of this package can be timed, got {type(potential).__name__}")
@@ -55,7 +60,7 @@ def measure(case: Case) -> Result:
         "energy_forces": lambda: calculator.calculate(atoms, ["energy", "forces"]),
         "neighbor_list": lambda: neighbor_list(system, potential.cutoff),
     }
-    first_call_ms, _ = _timed(calls["energy_forces"], potential.device)
+    first_call_ms, _ = timed(calls["energy_forces"], potential.device)
     samples = _repeat(calls, stopwatch, case)
     return Result(
         name=case.name,
@@ -67,8 +72,8 @@ def measure(case: Case) -> Result:
         first_call_ms=first_call_ms,
         memory_loaded=loaded,
         memory_peak=peak_memory(),
-        device=_device_name(potential.device),
-        device_memory_peak=_device_memory(potential.device),
+        device=device_name(potential.device),
+        device_memory_peak=device_memory_peak(potential.device),
         **{kind: Quantiles.of(values) for kind, values in samples.items()},
     )
 
@@ -94,11 +99,11 @@ class ModelStopwatch:
         potential.register_forward_hook(self._after)
 
     def _before(self, *_: Any) -> None:
-        _wait(self.device)
+        wait(self.device)
         self._start = time.perf_counter()
 
     def _after(self, *_: Any) -> None:
-        _wait(self.device)
+        wait(self.device)
         self.last = 1e3 * (time.perf_counter() - self._start)
 
 
@@ -111,35 +116,13 @@ def _repeat(calls: dict[str, Callable[[], Any]], stopwatch: ModelStopwatch, case
             break
         for kind, call in calls.items():
             cpu_start = time.process_time()
-            samples[kind].append(_timed(call, stopwatch.device)[0])
+            samples[kind].append(timed(call, stopwatch.device)[0])
             if kind == "energy_forces":
                 samples["energy_forces_cpu"].append(1e3 * (time.process_time() - cpu_start))
                 samples["model"].append(stopwatch.last)
         used = samples["model"][-1] + samples["neighbor_list"][-1]
         samples["rest"].append(max(0.0, samples["energy_forces"][-1] - used))
     return samples
-
-
-def _timed(call: Callable[[], Any], device: torch.device | None = None) -> tuple[float, Any]:
-    """Wall time in ms, and what the call returned."""
-    _wait(device)
-    start = time.perf_counter()
-    value = call()
-    _wait(device)
-    return 1e3 * (time.perf_counter() - start), value
-
-
-def _wait(device: torch.device | None) -> None:
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _device_memory(device: torch.device) -> float | None:
-    return 1e-6 * torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 if __name__ == "__main__":

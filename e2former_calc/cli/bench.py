@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ase import Atoms
 
 from e2former_calc.benchmark import (
     BUILTIN_STRUCTURES,
+    TRAINING_STRUCTURES,
     BenchmarkError,
     Case,
     ModelSpec,
@@ -23,8 +24,17 @@ from e2former_calc.benchmark import (
     run_in_subprocess,
 )
 from e2former_calc.checkpoint.loading import resolve_path
+from e2former_calc.cli.bench_table import Outcome, Table, three_digits
+from e2former_calc.cli.bench_training import (
+    TRAINING_TABLE,
+    TrainingOptions,
+    as_trained,
+    positive_integers,
+    training_options,
+    training_outcomes,
+)
 from e2former_calc.cli.messages import notice
-from e2former_calc.cli.options import ModelOptions, model_options, overwrite_option
+from e2former_calc.cli.options import ModelOptions, collected, model_options, overwrite_option
 from e2former_calc.cli.output import check_outputs, replacing, with_suffix
 from e2former_calc.cli.structures import read_frames
 from e2former_calc.cli.summary import json_ready
@@ -32,21 +42,15 @@ from e2former_calc.cli.summary import json_ready
 CASE_FAILED = 1
 """Exit code if a case could not be measured."""
 
-COLUMNS = (
+TABLE = Table((
     ("structure", 16), ("atoms", 6), ("edges/atom", 11), ("threads", 8), ("energy", 9), ("E+forces", 9), ("min", 9),
     ("quartiles", 17), ("cpu", 9), ("list", 8), ("model", 9), ("rest", 8), ("peak MB", 9), ("+MB", 8),
-)  # fmt: skip
+))  # fmt: skip
 
-
-def _thread_counts(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    """Comma-separated positive integers."""
-    try:
-        counts = tuple(int(part) for part in value.split(","))
-    except ValueError:
-        counts = ()
-    if not counts or min(counts) < 1:
-        raise click.BadParameter(f"expected positive integers such as 1,2,4, got {value!r}", context, parameter)
-    return counts
+UNITS = {
+    "time": "ms", "memory": "MB (10^6 bytes)", "compile_seconds": "s", "frames_per_second": "1/s",
+    "atoms_per_second": "1/s",
+}  # fmt: skip
 
 
 @click.command()
@@ -57,7 +61,7 @@ def _thread_counts(context: click.Context, parameter: click.Parameter, value: st
     "--threads",
     default="1",
     show_default=True,
-    callback=_thread_counts,
+    callback=positive_integers,
     metavar="N[,N...]",
     help="Threads, e.g. 1,2,4.",
 )
@@ -66,42 +70,67 @@ def _thread_counts(context: click.Context, parameter: click.Parameter, value: st
     "--seconds", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
     help="No repeat of a case starts after this time in s; two are made in any case.",
 )  # fmt: skip
+@training_options
 @overwrite_option
+@collected(TrainingOptions, "steps")
 def bench(
     options: ModelOptions, structures: tuple[str, ...], shape: str | None, overwrite: bool,
-    **timing: Any,
+    steps: TrainingOptions, **timing: Any,
 ) -> None:  # fmt: skip
-    """Time energies and forces of structure files or built-in structures (all of them if none is named).
+    """Time energies and forces, or training steps, of structure files or built-in structures.
 
-    Built in: ethanol, aspirin, Ac-Ala3-NHMe, water-64, water-216. Each case runs in a process of its
-    own. Times in ms, medians but for min and quartiles; cpu is processor time of all threads, list
-    the neighbour list, rest what the calculator adds. +MB is the memory on top of the loaded model.
-    With --out PREFIX everything goes to PREFIX-bench.json too.
+    Built in: ethanol, aspirin, Ac-Ala3-NHMe, water-64, water-216; all of them if none is named. Each case
+    runs in a process of its own. Times in ms, medians but for min and quartiles; cpu is processor time
+    of all threads, list the neighbour list, rest what the calculator adds. +MB is the memory on top of
+    the loaded model. With --out PREFIX everything goes to PREFIX-bench.json too.
+
+    With --training: aspirin and Ac-Ala3-NHMe if none is named; whole optimiser steps on energies and
+    forces, with made-up labels, gradient forces and all neighbours. speed-up is frames/s of compiled
+    relative to plain steps. peak MB includes compiling, +MB is what later steps need on top of model
+    and data, for compiled ones with what the compiler leaves behind. GPU MB is the largest allocation
+    on a GPU. Where other programs run, compare cpu.
     """
+    steps.check()
     outputs = [with_suffix(options.out, "-bench.json")] if options.out else []
     files = [Path(name) for name in structures if name not in BUILTIN_STRUCTURES]
     check_outputs(outputs, inputs=files, overwrite=overwrite)
-    model = model_spec(options, shape)
-    named = [(name, read_named(name)) for name in structures or BUILTIN_STRUCTURES]
+    model = model_spec(as_trained(options, click.get_current_context()) if steps.training else options, shape)
+    default = TRAINING_STRUCTURES if steps.training else BUILTIN_STRUCTURES
+    named = [(name, read_named(name)) for name in structures or default]
     machine = machine_info()
-    notice(start_line(machine, model))
-    click.echo(row([title for title, _ in COLUMNS]))
-    answers, failed = [], False
-    for case in cases(named, model, **timing):
-        try:
-            result = run_in_subprocess(case)
-        except BenchmarkError as error:
-            failed = True
-            notice(f"Error: {error}")
-            answers.append({"name": case.name, "threads": case.threads, "error": str(error)})
-            continue
-        click.echo(result_row(result))
-        answers.append(result.to_dict())
+    notice(start_line(machine, model) + (", training steps" if steps.training else ""))
+    chosen = cases(named, model, **timing)
+    outcomes = training_outcomes(chosen, steps) if steps.training else measured(chosen)
+    answers = report(TRAINING_TABLE if steps.training else TABLE, outcomes)
     if outputs:
         write_results(outputs[0], machine=machine, model=model, cases=answers)
         click.echo(f"wrote {outputs[0]}", err=True)
-    if failed:
+    if any("error" in answer for answer in answers):
         click.get_current_context().exit(CASE_FAILED)
+
+
+def report(table: Table, outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """Print a line for every case as soon as it is measured, and errors; returns the entries of the JSON file."""
+    click.echo(table.head())
+    answers = []
+    for outcome in outcomes:
+        if "error" in outcome.answer:
+            notice(f"Error: {outcome.answer['error']}")
+        else:
+            click.echo(table.row(outcome.cells))
+        answers.append(outcome.answer)
+    return answers
+
+
+def measured(cases: Iterable[Case]) -> Iterator[Outcome]:
+    """Energies and forces of every case."""
+    for case in cases:
+        try:
+            result = run_in_subprocess(case)
+        except BenchmarkError as error:
+            yield Outcome({"name": case.name, "threads": case.threads, "error": str(error)})
+            continue
+        yield Outcome(result.to_dict(), result_cells(result))
 
 
 def model_spec(options: ModelOptions, shape: str | None) -> ModelSpec:
@@ -122,8 +151,11 @@ def model_spec(options: ModelOptions, shape: str | None) -> ModelSpec:
         return ModelSpec(chosen, shape=shape, seed=options.seed)
     model = str(resolve_path(options.model_name()).resolve())
     config = str(options.model_config.resolve()) if options.model_config else None
-    more = {"config": config, "head": options.head, "variant": options.variant, "forces": options.forces}
-    return ModelSpec({"model": model, **chosen, **more})
+    more = {
+        "config": config, "head": options.head, "variant": options.variant, "forces": options.forces,
+        "strict": options.strict,
+    }  # fmt: skip
+    return ModelSpec({"model": model, **chosen, **more}, seed=options.seed)
 
 
 def read_named(name: str) -> Atoms:
@@ -158,29 +190,16 @@ def start_line(machine: dict[str, Any], model: ModelSpec) -> str:
     )
 
 
-def row(cells: Sequence[str]) -> str:
-    """Cells in columns; the first is aligned to the left."""
-    widths = [width for _, width in COLUMNS]
-    return f"{cells[0]:<{widths[0]}}" + "".join(f"{c:>{w}}" for c, w in zip(cells[1:], widths[1:], strict=True))
-
-
-def result_row(result: Result) -> str:
+def result_cells(result: Result) -> list[str]:
     """One line of the table."""
     both = result.energy_forces
     times = [result.energy.median, both.median, both.minimum]
     parts = [result.energy_forces_cpu.median, result.neighbor_list.median, result.model.median, result.rest.median]
-    return row(
-        [
-            result.name, str(result.atoms), f"{result.neighbors:.1f}", str(result.threads), *map(_ms, times),
-            f"{_ms(both.lower_quartile)}-{_ms(both.upper_quartile)}", *map(_ms, parts),
-            f"{result.memory_peak:.0f}", f"{result.memory_increase:.0f}",
-        ]
-    )  # fmt: skip
-
-
-def _ms(value: float) -> str:
-    """About three digits."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return [
+        result.name, str(result.atoms), f"{result.neighbors:.1f}", str(result.threads), *map(three_digits, times),
+        f"{three_digits(both.lower_quartile)}-{three_digits(both.upper_quartile)}", *map(three_digits, parts),
+        f"{result.memory_peak:.0f}", f"{result.memory_increase:.0f}",
+    ]  # fmt: skip
 
 
 def write_results(path: Path, *, machine: dict[str, Any], model: ModelSpec, cases: Sequence[dict[str, Any]]) -> None:
@@ -190,7 +209,7 @@ def write_results(path: Path, *, machine: dict[str, Any], model: ModelSpec, case
         OSError: if it cannot be written; an older file stays.
     """
     content = {
-        "units": {"time": "ms", "memory": "MB (10^6 bytes)"},
+        "units": UNITS,
         "machine": machine,
         "model": {"options": dict(model.options), "shape": model.shape, "seed": model.seed},
         "cases": list(cases),
