@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -56,6 +57,11 @@ class Batches:
         )
         return System.stack([self.dataset.systems[i] for i in indices]), labels
 
+    def mirrored(self, step: int, batch_size: int, seed: int) -> list[bool]:
+        """Which structures of one training step are shown as mirror images, half of them in the mean."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        return (torch.rand(batch_size, generator=generator) < 0.5).tolist()
+
     def in_order(self, batch_size: int) -> Iterator[tuple[System, NeighborList, Labels]]:
         """All structures, once."""
         for indices in self.chunks(batch_size):
@@ -76,3 +82,13 @@ class Batches:
             order += torch.randperm(len(self), generator=generator).tolist()
         offset = first - epochs[0] * len(self)
         return order[offset : offset + batch_size]
+
+
+def reflect(system: System, labels: Labels, chosen: Sequence[bool]) -> tuple[System, Labels]:
+    """Mirror images (x becomes -x) of the chosen structures, with their labels; neighbour lists stay the same."""
+    sign = torch.ones(system.n_structures, 3, dtype=torch.float64)
+    sign[torch.tensor(chosen, dtype=torch.bool), 0] = -1.0
+    by_atom = sign[system.batch]
+    stress = None if labels.stress is None else labels.stress * sign[:, :, None] * sign[:, None, :]
+    mirrored = replace(system, positions=system.positions * by_atom, cell=system.cell * sign[:, None, :])
+    return mirrored, Labels(labels.energy, labels.forces * by_atom, stress)

@@ -50,7 +50,9 @@ class TrainingSettings:
         ema_decay: of the averaged weights, which are the ones that are validated and kept; shorter early on.
         gradient_clip: largest norm of the gradient.
         validate_every: steps between validations.
-        seed: of the order of structures and of initial weights.
+        mirror: show every structure as its mirror image half of the time. Energies do not change in a mirror, but a
+            network with rotation symmetry alone has to learn it.
+        seed: of the order of structures, of mirrors and of initial weights.
         node_matmul_dtype: of the products of weights and node features while training: "bfloat16", meant for large
             networks on GPUs, is less accurate. Validation always uses float32.
         compile: whether steps run as one compiled graph, several times faster after minutes of compiling; "auto" does
@@ -77,6 +79,7 @@ class TrainingSettings:
     ema_decay: float = 0.998
     gradient_clip: float = 10.0
     validate_every: int = 500
+    mirror: bool = True
     seed: int = 0
     node_matmul_dtype: MatmulDtype = "float32"
     compile: Compile = "auto"

@@ -24,7 +24,7 @@ from e2former_calc.potentials.interface import Property
 from e2former_calc.potentials.neighbors import NeighborList
 from e2former_calc.potentials.potential import EnergyPotential
 from e2former_calc.potentials.system import Prediction, System
-from e2former_calc.potentials.training.batches import Batches
+from e2former_calc.potentials.training.batches import Batches, reflect
 from e2former_calc.potentials.training.compiled import (
     CannotCompileError,
     CompiledLoss,
@@ -169,6 +169,9 @@ class Trainer:
         settings, device = self.settings, self.potential.device
         indices = self.training.indices(self.step, settings.batch_size, settings.seed)
         system, lists, labels = self.training.batch(self.workers.share(indices))
+        if settings.mirror:
+            mirrored = self.training.mirrored(self.step, settings.batch_size, settings.seed)
+            system, labels = reflect(system, labels, self.workers.share(mirrored))
         counts = self.workers.sum_counts(LossCounts.of(labels))
         self.network.train()
         system, labels = system.to(device), labels.to(device)

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from e2former_calc.potentials.neighbors import neighbor_list
-from e2former_calc.potentials.training.batches import Batches
+from e2former_calc.potentials.system import System
+from e2former_calc.potentials.training.batches import Batches, reflect
+from e2former_calc.potentials.training.loss import Labels
 
 
 @pytest.fixture
@@ -44,3 +46,27 @@ def test_epochs_and_seeds_differ(batches):
 def test_an_empty_set_is_refused(dataset):
     with pytest.raises(ValueError, match="there are no structures in water"):
         Batches(dataset.subset([]), 4.0)
+
+
+def test_mirror_images_have_mirrored_labels_and_the_same_neighbours(dataset):
+    cell = torch.diag(torch.tensor([4.0, 5.0, 6.0])) + 0.3
+    system = System.stack(
+        [System.single(s.positions, s.numbers, cell=cell, pbc=[True] * 3) for s in dataset.systems[:2]]
+    )
+    labels = Labels(dataset.energy[:2], torch.cat(dataset.forces[:2]), torch.randn(2, 3, 3, dtype=torch.float64))
+    mirrored, reflected = reflect(system, labels, [False, True])
+    assert torch.equal(mirrored.positions[:3], system.positions[:3])
+    assert torch.equal(mirrored.positions[3:, 0], -system.positions[3:, 0])
+    assert torch.equal(reflected.forces[3:, 0], -labels.forces[3:, 0])
+    assert torch.equal(reflected.stress[1, 0, 1], -labels.stress[1, 0, 1])
+    assert torch.equal(reflected.stress[1, 0, 0], labels.stress[1, 0, 0])
+    before, after = neighbor_list(system, 4.0), neighbor_list(mirrored, 4.0)
+    assert torch.equal(before.source, after.source)
+    assert torch.equal(before.shift, after.shift)
+
+
+def test_mirrors_follow_from_seed_and_step(batches):
+    chosen = [batches.mirrored(step, 8, seed=1) for step in range(200)]
+    assert chosen == [batches.mirrored(step, 8, seed=1) for step in range(200)]
+    assert chosen != [batches.mirrored(step, 8, seed=2) for step in range(200)]
+    assert 0.4 < sum(map(sum, chosen)) / 1600 < 0.6
