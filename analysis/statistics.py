@@ -1,0 +1,147 @@
+"""Error bars of correlated series, and distances between one-dimensional distributions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Float
+
+from e2former_calc.analysis.correlation import autocorrelation
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error.
+
+    Attributes:
+        value: in the unit of the series.
+        error: standard error of `value`; NaN if it cannot be estimated.
+        n_independent: effective number of independent samples behind it.
+    """
+
+    value: float
+    error: float
+    n_independent: float
+
+
+@dataclass(frozen=True)
+class DistributionDistance:
+    """How far two samples are apart.
+
+    Attributes:
+        wasserstein: W1 in the unit of the samples.
+        ks_statistic: Kolmogorov-Smirnov statistic, 0 to 1.
+        noise_wasserstein: W1 between the two halves of the reference.
+        noise_ks: the same for the Kolmogorov-Smirnov statistic.
+    """
+
+    wasserstein: float
+    ks_statistic: float
+    noise_wasserstein: float
+    noise_ks: float
+
+
+def statistical_inefficiency(series: Float[np.ndarray, " frames"]) -> float:
+    """Number of consecutive samples that count as one independent sample, at least 1.
+
+    1 + 2 times the integrated autocorrelation, cut by the window of Sokal (first lag beyond 5 inefficiencies / 2).
+
+    Raises:
+        ValueError: for fewer than two samples.
+    """
+    if len(series) < 2:
+        raise ValueError(f"`series` needs two samples or more, got {len(series)}")
+    if np.ptp(series) == 0.0:
+        return 1.0
+    correlation = autocorrelation(np.asarray(series - series.mean(), dtype=np.float64)[:, None])
+    running = 1.0 + 2.0 * np.cumsum(correlation[1:] / correlation[0])
+    inside = np.arange(1, len(running) + 1) >= 2.5 * running
+    window = int(np.argmax(inside)) if inside.any() else len(running) - 1
+    return float(max(1.0, running[window]))
+
+
+def mean_with_error(series: Float[np.ndarray, " frames"]) -> Estimate:
+    """Mean of a correlated series with its standard error.
+
+    Raises:
+        ValueError: for fewer than two samples.
+    """
+    effective = len(series) / statistical_inefficiency(series)
+    error = float(np.std(series, ddof=1) / np.sqrt(effective))
+    return Estimate(float(np.mean(series)), error, effective)
+
+
+def block_error(block_values: Float[np.ndarray, " blocks"]) -> Estimate:
+    """Mean of the values of independent blocks with its standard error.
+
+    Raises:
+        ValueError: if there is no block.
+    """
+    if not len(block_values):
+        raise ValueError("`block_values` is empty: give the value of each block")
+    error = float(np.std(block_values, ddof=1) / np.sqrt(len(block_values))) if len(block_values) > 1 else float("nan")
+    return Estimate(float(np.mean(block_values)), error, float(len(block_values)))
+
+
+def bootstrap_errors(
+    samples: Float[np.ndarray, " samples"], rng: np.random.Generator, *, repetitions: int = 200
+) -> tuple[float, float]:
+    """Standard errors of the mean and of the standard deviation of independent samples, by bootstrap.
+
+    Raises:
+        ValueError: for fewer than two samples.
+    """
+    if len(samples) < 2:
+        raise ValueError(f"`samples` needs two values or more, got {len(samples)}")
+    drawn = samples[rng.integers(len(samples), size=(repetitions, len(samples)))]
+    return float(drawn.mean(axis=1).std()), float(drawn.std(axis=1).std())
+
+
+def decorrelated(series: Float[np.ndarray, " frames"]) -> Float[np.ndarray, " samples"]:
+    """Every n-th sample, n being the statistical inefficiency rounded up.
+
+    Raises:
+        ValueError: for fewer than two samples.
+    """
+    return series[:: int(np.ceil(statistical_inefficiency(series)))]
+
+
+def distribution_distance(
+    samples: Float[np.ndarray, " samples"], reference: Float[np.ndarray, " reference_samples"]
+) -> DistributionDistance:
+    """Wasserstein-1 and Kolmogorov-Smirnov distance, beside those of the two halves of the reference.
+
+    Raises:
+        ValueError: for an empty sample or fewer than two samples of the reference.
+    """
+    if not len(samples) or len(reference) < 2:
+        raise ValueError(f"too few samples: {len(samples)} against {len(reference)}; needed are 1 and 2 or more")
+    middle = len(reference) // 2
+    first, second = reference[:middle], reference[middle:]
+    return DistributionDistance(
+        wasserstein=float(scipy.stats.wasserstein_distance(samples, reference)),
+        ks_statistic=_ks_statistic(samples, reference),
+        noise_wasserstein=float(scipy.stats.wasserstein_distance(first, second)),
+        noise_ks=_ks_statistic(first, second),
+    )
+
+
+def jensen_shannon_divergence(p: Float[np.ndarray, "*bins"], q: Float[np.ndarray, "*bins"]) -> float:
+    """Jensen-Shannon divergence (base 2, from 0 to 1) of two histograms, which need not be normalised.
+
+    Raises:
+        ValueError: if shapes differ or a histogram is empty.
+    """
+    if p.shape != q.shape or p.sum() <= 0 or q.sum() <= 0:
+        raise ValueError(f"histograms of shapes {p.shape} and {q.shape} must be alike and not empty")
+    first, second = p.ravel() / p.sum(), q.ravel() / q.sum()
+    middle = 0.5 * (first + second)
+    return float(0.5 * (scipy.stats.entropy(first, middle, base=2) + scipy.stats.entropy(second, middle, base=2)))
+
+
+def _ks_statistic(first: Float[np.ndarray, " a"], second: Float[np.ndarray, " b"]) -> float:
+    values = np.concatenate([first, second])
+    below = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (first, second)]
+    return float(np.abs(below[0] - below[1]).max())
