@@ -16,19 +16,20 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from e2former_calc.checkpoint.loading import load_potential, resolve_path, sha256
+from e2former_calc.checkpoint.loading import DEFAULT_MODEL, load_potential, resolve_path, sha256
 from e2former_calc.electronic_state import (
     ElectronicState,
     as_integer,
     check_electronic_state,
     electronic_state,
-    watched_info,
 )
+from e2former_calc.extrapolation import OUTSIDE_CHOICES, check_inside
 from e2former_calc.potentials.interface import NeighborCap, Potential, Property
 from e2former_calc.potentials.neighbors import NeighborList, neighbor_list
 from e2former_calc.potentials.potential import EnergyPotential
 from e2former_calc.potentials.system import Prediction, System
 from e2former_calc.potentials.verlet import VerletList
+from e2former_calc.snapshot import Snapshot
 
 ENERGY_PROPERTIES = ("energy", "free_energy", "energies")
 
@@ -47,7 +48,8 @@ class E2FormerCalculator(Calculator):
     saves the backward pass. `atoms` is never changed or wrapped.
 
     Args:
-        model: official checkpoint (.pt), our .safetensors file, name of a bundled model, or a `Potential`.
+        model: official checkpoint (.pt), our .safetensors file, name of a bundled model, or a `Potential`; None is
+            the bundled model that covers most (`checkpoint.loading.DEFAULT_MODEL`).
         config: official YAML of the checkpoint; found beside it if there is only one.
         head: output head; needed if the file has several.
         variant: "main" or "legacy" for official E2Former-V2 files.
@@ -59,10 +61,13 @@ class E2FormerCalculator(Calculator):
         skin: extra list distance in Å; the neighbour list is reused until an atom moves by half of it.
         neighbor_cap: "official" reproduces the official neighbour selection, "none" keeps all neighbours.
         implementation: "auto", "reference" or "blocked".
-        strict: False turns refusals about elements, charge and spin into warnings.
+        strict: False turns refusals about elements, charge, spin and distant structures into warnings.
+        outside: what to do far from the training data, if the model knows them: "warn" once, "error" also refuses
+            what is very far, "ignore"; "auto" is what the model asks for, or "warn". See `get_extrapolation`.
 
     Attributes:
-        additional_outputs: `force_source` ("gradient" or "head") of the last calculation.
+        additional_outputs: of the last calculation, `force_source` ("gradient" or "head") and, if the model knows
+            its training data, `extrapolation` as `get_extrapolation` returns it.
 
     Raises:
         CheckpointError, FileNotFoundError: if the model cannot be loaded.
@@ -74,7 +79,7 @@ class E2FormerCalculator(Calculator):
 
     def __init__(
         self,
-        model: str | Path | Potential,
+        model: str | Path | Potential | None = None,
         config: str | Path | Mapping[str, Any] | None = None,
         head: str | None = None,
         variant: str | None = None,
@@ -87,14 +92,18 @@ class E2FormerCalculator(Calculator):
         neighbor_cap: NeighborCap = "official",
         implementation: str = "auto",
         strict: bool = True,
+        outside: str = "auto",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        if outside not in OUTSIDE_CHOICES:
+            raise ValueError(f"`outside` must be one of {list(OUTSIDE_CHOICES)}, got {outside!r}")
+        model = DEFAULT_MODEL if model is None else model
         self.charge = None if charge is None else as_integer("charge", charge)
         self.spin = None if spin is None else as_integer("spin", spin)
-        self.skin, self.strict = float(skin), strict
+        self.skin, self.strict, self.outside = float(skin), strict, outside
         self.additional_outputs: dict[str, Any] = {}
         self._warned: set[str] = set()
-        self._snapshot: _Snapshot | None = None
+        self._snapshot: Snapshot | None = None
         self._recipe: dict[str, Any] = {
             "model": _absolute(model), "config": _absolute(config), "head": head, "variant": variant,
             "device": str(device or "auto"), "dtype": dtype,
@@ -210,16 +219,20 @@ class E2FormerCalculator(Calculator):
         neighbors = self._lists.update(system)
         self._warn_if_truncated(system, neighbors)
         prediction = self.potential(system, properties=frozenset(wanted), neighbors=neighbors)
+        results = _results(prediction, slice(None), 0)
+        self._check_inside(atoms, prediction, slice(None))
         self.atoms = atoms.copy()
-        self._snapshot = _Snapshot(atoms)
-        self.results = _results(prediction, slice(None), 0)
+        self._snapshot = Snapshot(atoms)
+        self.results = results
         self.additional_outputs = {"force_source": prediction.force_source}
+        if prediction.extrapolation is not None:
+            self.additional_outputs["extrapolation"] = _array(prediction.extrapolation)
 
     def todict(self, skip_default: bool = True) -> dict[str, Any]:
         """Recipe of this calculator, JSON-able."""
         del skip_default
         recipe = {k: _jsonable(v) for k, v in self._recipe.items()}
-        extra = {"charge": self.charge, "spin": self.spin, "skin": self.skin}
+        extra = {"charge": self.charge, "spin": self.spin, "skin": self.skin, "outside": self.outside}
         return {**recipe, **extra, "sha256": self._sha256}
 
     # ------------------------------------------------------------------ more than ASE asks for
@@ -271,8 +284,10 @@ class E2FormerCalculator(Calculator):
         ends = np.cumsum(sizes)
         results = []
         for k, (index, atoms, end) in enumerate(zip(indices, images, ends, strict=True)):
+            own = slice(int(end) - len(atoms), int(end))
             try:
-                results.append(_results(prediction, slice(int(end) - len(atoms), int(end)), k))
+                results.append(_results(prediction, own, k))
+                self._check_inside(atoms, prediction, own)
             except ValueError as error:
                 raise ValueError(f"structure {index}: {error}") from None
         return results
@@ -290,6 +305,22 @@ class E2FormerCalculator(Calculator):
         """Rotation-invariant features of every atom in the last layer."""
         features = self._energy_potential("get_descriptors").descriptors(self._system(atoms))
         return cast(NDArray[np.float64], features.double().cpu().numpy())
+
+    def get_extrapolation(self, atoms: Atoms) -> Float[np.ndarray, " atoms"]:
+        """Distance of every atom's environment from the training data; beyond any limit it is only told.
+
+        Up to about 1 is usual, above 2 (`applicability.UNUSUAL`) energies and forces should not be trusted.
+
+        Raises:
+            NotImplementedError: if the model does not know where it was trained.
+        """
+        potential = self._energy_potential("get_extrapolation")
+        prediction = potential(self._system(atoms), properties=frozenset({"energy"}))
+        if prediction.extrapolation is None:
+            raise NotImplementedError(
+                "this model does not know where it was trained: 'e2former convert --training-frames' adds that"
+            )
+        return _array(prediction.extrapolation)
 
     def _energy_potential(self, method: str) -> EnergyPotential:
         if not isinstance(self.potential, EnergyPotential):
@@ -362,6 +393,15 @@ class E2FormerCalculator(Calculator):
             raise ValueError(f"{problem} (strict=False evaluates anyway)")
         self._warn(problem, problem)
 
+    def _check_inside(self, atoms: Atoms, prediction: Prediction, own: slice) -> None:
+        """Warn of, or refuse, a structure far from the training data; `own` are its atoms in `prediction`."""
+        if prediction.extrapolation is None or self.outside == "ignore":
+            return
+        asked = isinstance(self.potential, EnergyPotential) and self.potential.refuse_outside
+        refuse = self.strict and (self.outside == "error" or (self.outside == "auto" and asked))
+        distances = _array(prediction.extrapolation[own])
+        check_inside(atoms.numbers, distances, refuse=refuse, complain=self._warn)
+
     def _has_stress(self, atoms: Atoms) -> bool:
         periodic = bool(atoms.pbc.any()) and abs(atoms.cell.volume) > 1e-6
         return periodic and self.potential.conservative
@@ -407,38 +447,6 @@ def _absolute(path: Any) -> Any:
     if isinstance(path, str | Path) and Path(path).expanduser().is_file():
         return Path(path).expanduser().resolve()
     return path
-
-
-class _Snapshot:
-    """State of an `Atoms` object at the last calculation; comparing takes microseconds."""
-
-    def __init__(self, atoms: Atoms) -> None:
-        self.positions = atoms.positions.copy()
-        self.numbers = atoms.numbers.copy()
-        self.cell = atoms.cell.array.copy()
-        self.pbc = atoms.pbc.copy()
-        self.info = watched_info(atoms)
-
-    def same(self, atoms: Atoms) -> bool:
-        """True if nothing that the prediction depends on has changed, to the last bit."""
-        return not self.differences(atoms, first_only=True)
-
-    def differences(self, atoms: Atoms, *, first_only: bool = False) -> list[str]:
-        """Names of what differs."""
-        found = []
-        for name, old, new in (
-            ("positions", self.positions, atoms.arrays["positions"]),
-            ("numbers", self.numbers, atoms.arrays["numbers"]),
-            ("cell", self.cell, atoms.cell.array),
-            ("pbc", self.pbc, atoms.pbc),
-        ):
-            if old.shape != new.shape or not (old == new).all():
-                found.append(name)
-                if first_only:
-                    return found
-        if watched_info(atoms) != self.info:
-            found.append("info")
-        return found
 
 
 def _results(prediction: Prediction, atoms: slice, structure: int) -> dict[str, Any]:

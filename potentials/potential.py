@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from e2former_calc.potentials.applicability import TrainingDomain
 from e2former_calc.potentials.interface import AtomOutput, Edges, EnergyModel, ForceMode, NeighborCap, Property
 from e2former_calc.potentials.neighbors import NeighborList, neighbor_list, squared_length
 from e2former_calc.potentials.system import Prediction, System
@@ -31,6 +32,8 @@ class EnergyPotential(nn.Module):
         uses_charge, uses_spin: whether charge and multiplicity change the prediction.
         compositions: formulas (Hill order) that the model is meant for; empty means any. Not checked here.
         strict: False evaluates elements outside `elements` too, as long as the network has a row for them.
+        domain: where the model was trained; with it every prediction has distances from the training data.
+        refuse_outside: whether structures far from the training data should be refused. Not done here.
 
     Raises:
         ValueError: if forces from a head are asked of a model without one.
@@ -51,6 +54,8 @@ class EnergyPotential(nn.Module):
         uses_spin: bool = True,
         compositions: frozenset[str] = frozenset(),
         strict: bool = True,
+        domain: TrainingDomain | None = None,
+        refuse_outside: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -68,13 +73,15 @@ class EnergyPotential(nn.Module):
         self.force_mode: ForceMode = force_mode
         self.neighbor_cap: NeighborCap = neighbor_cap
         self.uses_charge, self.uses_spin, self.strict = uses_charge, uses_spin, strict
+        self.domain, self.refuse_outside = domain, refuse_outside
         self.register_buffer("reference", reference_energies[head].to(torch.float64), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EnergyPotential:
-        """Move or cast the network; reference energies move, but stay float64."""
+        """Move or cast the network; reference energies and the domain move, but keep their arithmetic."""
         exact = self.reference
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.reference = exact.to(self.reference.device)
+        self.domain = None if self.domain is None else self.domain.to(self.reference.device)
         return self
 
     @property
@@ -136,7 +143,12 @@ class EnergyPotential(nn.Module):
         energies = energies + self.reference[system.numbers]
         energy = energies.new_zeros(system.n_structures).index_add(0, system.batch, energies)
         prediction = Prediction(
-            energy, energies, forces, stress, force_source=None if forces is None else self.force_mode
+            energy,
+            energies,
+            forces,
+            stress,
+            force_source=None if forces is None else self.force_mode,
+            extrapolation=None if self.domain is None else self.domain.distance(output.descriptors, system.numbers),
         )
         return prediction if create_graph else prediction.detach()
 
@@ -152,12 +164,12 @@ class EnergyPotential(nn.Module):
             return 0
         return int(self.model.truncated(system, neighbors).sum())
 
-    def descriptors(self, system: System) -> Float[Tensor, "atoms channels"]:
+    def descriptors(self, system: System, neighbors: NeighborList | None = None) -> Float[Tensor, "atoms channels"]:
         """Rotation-invariant features of every atom in the last layer, in the dtype of the network."""
         self._check(system, frozenset({"energy"}))
         system = system.to(self.device)
         with torch.no_grad():
-            edges = tuple(_edge_geometry(g, system, system.positions, None) for g in self.graphs(system))
+            edges = tuple(_edge_geometry(g, system, system.positions, None) for g in self.graphs(system, neighbors))
             output: AtomOutput = self.model(system, edges, head=self.head, forces=False)
         return output.descriptors
 

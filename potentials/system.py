@@ -144,6 +144,8 @@ class Prediction:
             NaN for structures without a periodic direction or without a volume.
         force_source: "gradient" (forces are -dE/dpositions), "head" (a separate network output,
             not the gradient of any energy) or None.
+        extrapolation: distance of each atom from the training data (`TrainingDomain.distance`), or None if
+            the model does not know its training data.
     """
 
     energy: Float[Tensor, " structures"]
@@ -151,6 +153,7 @@ class Prediction:
     forces: Float[Tensor, "atoms 3"] | None = None
     stress: Float[Tensor, "structures 3 3"] | None = None
     force_source: str | None = None
+    extrapolation: Float[Tensor, " atoms"] | None = None
 
     def detach(self) -> Prediction:
         """The same numbers without their computational graph."""

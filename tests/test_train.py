@@ -105,6 +105,11 @@ def test_a_fine_tuned_model_knows_the_new_frames_for_the_new_head_only(plan_file
     assert list(load_model(trained(plan_file).model_file).domains) == ["mine"]
 
 
+def test_the_card_can_ask_for_refusal_far_from_the_training_data(plan_file):
+    card = load_model(trained(change(plan_file, card={"refuse_outside": True})).model_file).card
+    assert card.refuse_outside
+
+
 def test_a_run_in_two_pieces_gives_the_same_file(plan_file):
     whole = trained(plan_file, "whole")
     first = TrainingRun(read_plan(plan_file), plan_file.parent / "pieces", device=torch.device("cpu"))
@@ -196,6 +201,7 @@ def test_training_leaves_no_global_state(plan_file):
         ({"model": {"start_from": "ethanol-rmd17"}}, "cannot be changed together with start_from"),
         ({"model": {"new_head": "mine"}}, "belong to start_from, which is missing"),
         ({"reference_energies": "guess"}, "reference_energies must be least-squares, isolated-atoms or a table"),
+        ({"card": {"refuse_outside": "maybe"}}, "refuse_outside must be true or false, got 'maybe'"),
         ({"card": {"colour": "red"}}, "section card has unknown keys"),
     ],
 )

@@ -25,6 +25,7 @@ class ModelCard:
         forces: "gradient" or "head", what the model was trained for.
         uses_charge, uses_spin: whether charge and multiplicity are inputs.
         parameters: number of trained numbers.
+        refuse_outside: whether structures far from the training data are refused by default, not only warned about.
         compositions: formulas (Hill order) of the only structures that the model may be used for; empty means any.
         level_of_theory, training_data, errors, intended_use, known_failures, licence, citation: free text.
         source: file that the model was read from.
@@ -45,6 +46,7 @@ class ModelCard:
     uses_spin: bool
     parameters: int
     compositions: tuple[str, ...] = ()
+    refuse_outside: bool = False
     level_of_theory: str = UNKNOWN
     training_data: str = UNKNOWN
     errors: str = UNKNOWN

@@ -6,7 +6,7 @@ import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,11 +14,21 @@ import torch
 import yaml
 from torch import Tensor
 
-from e2former_calc.checkpoint.card import ModelCard
+from e2former_calc.checkpoint.card import UNKNOWN, ModelCard
 from e2former_calc.checkpoint.errors import CheckpointError
 from e2former_calc.checkpoint.native import NativeContent, read_native
+from e2former_calc.checkpoint.official_v1 import (
+    WeightsChoice,
+    build_official_v1,
+    initialize_v1,
+    is_official_v1,
+    load_weights_v1,
+    read_content,
+)
 from e2former_calc.checkpoint.official_v2 import build_official_v2, initialize, is_official_v2, load_weights
 from e2former_calc.checkpoint.reference_energies import covered_elements, reference_energies
+from e2former_calc.potentials.applicability import TrainingDomain
+from e2former_calc.potentials.e2former_v1 import E2FormerV1, E2FormerV1Config
 from e2former_calc.potentials.e2former_v2 import E2FormerV2, E2FormerV2Config
 from e2former_calc.potentials.e2former_v2.official_config import read_official_config
 from e2former_calc.potentials.interface import ForceMode, Implementation, NeighborCap
@@ -29,6 +39,20 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 DEFAULT_MODEL = "ethanol-rmd17"
 """Bundled model that the command line uses if none is named."""
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "blocked")
+OFFICIAL_KERNELS: dict[str, Implementation] = {"math": "reference", "memory_efficient": "blocked", "flash": "blocked"}
+"""Names of the official E2Former README for execution choices of the same mathematics."""
+
+V1_USE = (
+    "what its authors trained it for; the execution choices math, memory_efficient and flash of their README are the "
+    "same mathematics, here implementation reference, blocked and blocked"
+)
+V1_FAILURES = (
+    "by design of the architecture the energy jumps where a pair crosses the cutoff or neighbours change rank: it is "
+    "not conserved in long NVE runs"
+)
+
+Network = E2FormerV1 | E2FormerV2
+NetworkConfig = E2FormerV1Config | E2FormerV2Config
 
 
 @dataclass(frozen=True)
@@ -42,14 +66,16 @@ class LoadedModel:
         config: its configuration.
         reference_energies: eV by atomic number, for each head.
         elements: atomic numbers that each head covers.
+        domains: where each head was trained, if that is known.
     """
 
     path: Path
-    model: E2FormerV2
+    model: Network
     card: ModelCard
-    config: E2FormerV2Config
+    config: NetworkConfig
     reference_energies: Mapping[str, Tensor]
     elements: Mapping[str, frozenset[int]]
+    domains: Mapping[str, TrainingDomain] = field(default_factory=dict)
 
     def content(self) -> NativeContent:
         """What `write_native` stores."""
@@ -60,6 +86,7 @@ class LoadedModel:
             card=self.card,
             state=self.model.state_dict(),
             reference_energies=dict(self.reference_energies),
+            domains=dict(self.domains),
         )
 
     def choose_head(self, head: str | None) -> str:
@@ -89,6 +116,7 @@ def load_potential(
     neighbor_cap: NeighborCap = "official",
     implementation: str = "auto",
     strict: bool = True,
+    weights: str = "raw",
 ) -> EnergyPotential:
     """Load a trained model.
 
@@ -96,13 +124,16 @@ def load_potential(
         path_or_name: an official checkpoint (.pt), a file of ours (.safetensors), or a bundled model's name.
         config: the official YAML (path or mapping); by default the only one in the checkpoint's folder.
         head: output head; may be omitted if there is only one.
-        variant: "main" or "legacy" (E2Former-V2), for official files; nothing in the file tells them apart.
+        variant: code base that an official file belongs to. E2Former-V2: "main" or "legacy", which nothing in the file
+            tells apart. E2Former: "scitix", "modular", "microsoft" or "lsr"; needed only where the file leaves it open.
         device: "auto" takes CUDA if there is a usable device.
         dtype: "float32" or "float64", the arithmetic of the network.
         forces: "auto" is what the model was trained for; "gradient" and "head" choose.
         neighbor_cap: "official" reproduces the official selection of neighbours, "none" keeps all.
-        implementation: "reference", "blocked" or "auto" (which is "blocked").
+        implementation: "reference", "blocked" or "auto" (which is "blocked"); also "math" (which is "reference"),
+            "memory_efficient" and "flash" (which are "blocked").
         strict: False also evaluates elements that the model was not trained on.
+        weights: "raw", or "ema" for the running average in a full training state of the FairChem trainer.
 
     Returns:
         A `Potential` (eV, Å).
@@ -112,7 +143,7 @@ def load_potential(
         FileNotFoundError: if there is no such file and no such bundled model.
         ValueError: for an unknown device, dtype or option.
     """
-    loaded = load_model(path_or_name, config, variant=variant)
+    loaded = load_model(path_or_name, config, variant=variant, weights=weights)
     chosen = loaded.choose_head(head)
     trained = cast(ForceMode, loaded.card.forces)
     if forces not in ("auto", "gradient", "head"):
@@ -129,6 +160,8 @@ def load_potential(
         uses_spin=loaded.card.uses_spin,
         compositions=frozenset(loaded.card.compositions),
         strict=strict,
+        domain=loaded.domains.get(chosen),
+        refuse_outside=loaded.card.refuse_outside,
     )
     potential.model.to(dtype=resolve_dtype(dtype))
     return potential.to(resolve_device(device))
@@ -139,14 +172,23 @@ def load_model(
     config: str | Path | Mapping[str, Any] | None = None,
     *,
     variant: str | None = None,
+    weights: str = "raw",
 ) -> LoadedModel:
     """Load a network with its description; arguments and errors as in `load_potential`."""
     path = resolve_path(path_or_name)
+    chosen = resolve_weights(weights)
     if path.suffix == ".safetensors":
         if config is not None or variant is not None:
             raise CheckpointError(f"{path.name} carries its own configuration: leave out `config` and `variant`")
+        if chosen != "raw":
+            raise CheckpointError(f"{path.name} holds one set of weights only: leave out `weights`")
         return _load_native(path)
-    return _load_official(path, config, variant)
+    content = _unpickle(path)
+    if is_official_v1(content):
+        return _load_official_v1(path, content, config, variant=variant, weights=chosen)
+    if chosen != "raw":
+        raise CheckpointError(f"{path.name} holds no running average of the weights: use weights='raw'")
+    return _load_official(path, content, config, variant)
 
 
 def bundled_models() -> list[str]:
@@ -199,6 +241,18 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[name]
 
 
+def resolve_weights(weights: str) -> WeightsChoice:
+    """Which weights of a training state to take.
+
+    Raises:
+        ValueError: for anything but raw and ema.
+    """
+    choices: dict[str, WeightsChoice] = {"raw": "raw", "ema": "ema"}
+    if weights not in choices:
+        raise ValueError(f"`weights` must be 'raw' or 'ema', got {weights!r}")
+    return choices[weights]
+
+
 def resolve_implementation(implementation: str) -> Implementation:
     """How edge operations are carried out.
 
@@ -207,6 +261,7 @@ def resolve_implementation(implementation: str) -> Implementation:
     """
     if implementation == "auto":
         return "blocked"
+    implementation = OFFICIAL_KERNELS.get(implementation, implementation)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"`implementation` must be 'auto' or one of {list(IMPLEMENTATIONS)}, got {implementation!r}")
     return implementation
@@ -214,21 +269,58 @@ def resolve_implementation(implementation: str) -> Implementation:
 
 def _load_native(path: Path) -> LoadedModel:
     content = read_native(path)
-    if content.architecture != "e2former_v2":
-        raise CheckpointError(f"{path} holds a {content.architecture!r} model, which this version cannot run: upgrade")
     try:
-        config = E2FormerV2Config.from_dict(content.config)
-        model = load_weights(initialize(config), content.state)
+        config, model = _network(path, content)
+    except CheckpointError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged or from a newer version: {error}") from None
-    return LoadedModel(path, model, content.card, config, content.reference_energies, content.elements)
+    for head, domain in content.domains.items():
+        if domain.channels != config.channels:
+            raise CheckpointError(
+                f"{path} is damaged: the training domain of head {head!r} has {domain.channels} channels, "
+                f"the network {config.channels}"
+            )
+    return LoadedModel(path, model, content.card, config, content.reference_energies, content.elements, content.domains)
 
 
-def _load_official(path: Path, config: str | Path | Mapping[str, Any] | None, variant: str | None) -> LoadedModel:
-    content = _unpickle(path)
+def _network(path: Path, content: NativeContent) -> tuple[NetworkConfig, Network]:
+    """The network of one of our files, with its weights."""
+    if content.architecture == "e2former_v1":
+        config_v1 = E2FormerV1Config.from_dict(content.config)
+        return config_v1, load_weights_v1(initialize_v1(config_v1), content.state)
+    if content.architecture == "e2former_v2":
+        config = E2FormerV2Config.from_dict(content.config)
+        return config, load_weights(initialize(config), content.state)
+    raise CheckpointError(f"{path} holds a {content.architecture!r} model, which this version cannot run: upgrade")
+
+
+def _load_official_v1(
+    path: Path,
+    content: Mapping[str, Any],
+    config: str | Path | Mapping[str, Any] | None,
+    *,
+    variant: str | None,
+    weights: WeightsChoice,
+) -> LoadedModel:
+    try:
+        official = read_content(content, weights)
+        inside = official.values if config is None else None
+        parsed, model = build_official_v1(official, inside or _read_config(path, config), variant)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path.name}: {error}") from None
+    references = dict.fromkeys(parsed.heads, official.references)
+    elements = dict.fromkeys(parsed.heads, covered_elements(official.references))
+    card = _official_card(path, parsed, model, elements)
+    return LoadedModel(path, model, card, parsed, references, elements)
+
+
+def _load_official(
+    path: Path, content: Any, config: str | Path | Mapping[str, Any] | None, variant: str | None
+) -> LoadedModel:
     if not is_official_v2(content):
         keys = sorted(map(str, content))[:8] if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(f"{path} is not a checkpoint of a known layout (E2Former-V2); it holds {keys}")
+        raise CheckpointError(f"{path} is not a checkpoint of a known layout (E2Former, E2Former-V2); it holds {keys}")
     values = _read_config(path, config)
     try:
         parsed = read_official_config(values, variant=variant or "main")
@@ -241,11 +333,13 @@ def _load_official(path: Path, config: str | Path | Mapping[str, Any] | None, va
 
 
 def _official_card(
-    path: Path, config: E2FormerV2Config, model: E2FormerV2, elements: Mapping[str, frozenset[int]]
+    path: Path, config: NetworkConfig, model: Network, elements: Mapping[str, frozenset[int]]
 ) -> ModelCard:
+    original = isinstance(config, E2FormerV1Config)
+    uses_state = config.uses_charge if isinstance(config, E2FormerV1Config) else True
     return ModelCard(
         name=path.stem,
-        architecture="e2former_v2",
+        architecture="e2former_v1" if original else "e2former_v2",
         variant=config.variant,
         cutoff=config.cutoff,
         max_neighbors=config.max_neighbors,
@@ -253,12 +347,25 @@ def _official_card(
         heads=config.heads,
         default_head=config.heads[0] if len(config.heads) == 1 else None,
         forces="gradient" if config.gradient_forces else "head",
-        uses_charge=True,
-        uses_spin=True,
+        uses_charge=uses_state,
+        uses_spin=uses_state,
         parameters=sum(p.numel() for p in model.parameters()),
-        citation="E2Former-V2, arXiv:2601.16622",
+        intended_use=V1_USE if original else UNKNOWN,
+        known_failures=_known_failures(config),
+        citation="E2Former, arXiv:2501.19216" if original else "E2Former-V2, arXiv:2601.16622",
         source=path.name,
         source_sha256=sha256(path),
+    )
+
+
+def _known_failures(config: NetworkConfig) -> str:
+    if not isinstance(config, E2FormerV1Config):
+        return UNKNOWN
+    if config.energy_shift == 0.0:
+        return V1_FAILURES
+    return (
+        f"{V1_FAILURES}; every structure has a constant of {config.energy_shift:g} eV (mean of the normalizer), so "
+        "energies of structures of other size do not add up"
     )
 
 

@@ -15,11 +15,16 @@ from torch import Tensor
 
 from e2former_calc.checkpoint import CheckpointError, ModelCard, load_model, write_native
 from e2former_calc.checkpoint.card import UNKNOWN
-from e2former_calc.checkpoint.loading import resolve_path, sha256
+from e2former_calc.checkpoint.loading import LoadedModel, resolve_path, sha256
 from e2former_calc.checkpoint.native import NativeContent, read_native
 from e2former_calc.cli.messages import echo_table, notice
 from e2former_calc.cli.options import model_config_option, overwrite_option, run_options, variant_option
 from e2former_calc.cli.output import check_outputs, replacing
+from e2former_calc.potentials.potential import EnergyPotential
+from e2former_calc.potentials.training.dataset import Dataset
+from e2former_calc.potentials.training.domain import measure_domain
+from e2former_calc.potentials.training.readers import read_dataset
+from e2former_calc.train.plan import DataFile
 
 CARD_OPTIONS = {
     "name": "Short name of the model.",
@@ -47,6 +52,18 @@ def card_options(function: Any) -> Any:
 @card_options
 @click.option("--elements", metavar="SYMBOLS", help="Restrict the model to these elements, for instance 'H C N O'.")
 @click.option("--formulas", metavar="FORMULAS", help="Restrict the model to these formulas (Hill order), e.g. 'C2H6O'.")
+@click.option(
+    "--training-frames", metavar="FILE[@INDEX]",
+    help="Frames that the model was trained on: predictions then know their distance from them.",
+)  # fmt: skip
+@click.option(
+    "--validation-frames", metavar="FILE[@INDEX]",
+    help="Frames of the same kind that it was not trained on; default: every fifth training frame.",
+)  # fmt: skip
+@click.option(
+    "--refuse-outside/--warn-outside", default=None,
+    help="Structures very far from the training frames are an error by default, or only a warning.",
+)  # fmt: skip
 @model_config_option
 @variant_option
 @overwrite_option
@@ -57,10 +74,12 @@ def convert(
     *,
     elements: str | None,
     formulas: str | None,
+    training_frames: str | None,
+    validation_frames: str | None,
     model_config: Path | None,
     variant: str | None,
     overwrite: bool,
-    **card_fields: str | None,
+    **card_fields: str | bool | None,
 ) -> None:
     """Write the model SOURCE (official checkpoint, or a file of ours) as TARGET.safetensors.
 
@@ -69,8 +88,13 @@ def convert(
     if target.suffix != ".safetensors":
         raise click.UsageError(f"TARGET must end in .safetensors, got {str(target)!r}")
     check_outputs([target], inputs=[resolve_path(source)], overwrite=overwrite)
-    content = load_model(source, model_config, variant=variant).content()
-    given = {name: text for name, text in card_fields.items() if text is not None}
+    loaded = load_model(source, model_config, variant=variant)
+    if training_frames is not None:
+        loaded = with_domain(loaded, training_frames, validation_frames)
+    elif validation_frames is not None:
+        raise click.UsageError("--validation-frames needs --training-frames")
+    content = loaded.content()
+    given = {name: value for name, value in card_fields.items() if value is not None}
     content = replace(content, card=replace(content.card, **given))  # type: ignore[arg-type]
     if elements is not None:
         content = restricted(content, elements)
@@ -80,6 +104,34 @@ def convert(
         write_native(partial, content)
         verify(partial, content)
     _report(target, content)
+
+
+def with_domain(loaded: LoadedModel, training: str, validation: str | None) -> LoadedModel:
+    """The model with the training domain of its default head.
+
+    Args:
+        loaded: the model.
+        training: FILE or FILE@INDEX, wildcards allowed, the frames that it was trained on.
+        validation: other frames of the same kind, or None.
+
+    Raises:
+        CheckpointError: if the model has several heads and no default.
+        ValueError: for unreadable frames, and elements that the model does not cover.
+    """
+    head = loaded.choose_head(None)
+    potential = EnergyPotential(
+        loaded.model,
+        head=head,
+        reference_energies=loaded.reference_energies,
+        elements=loaded.elements[head],
+        force_mode="head" if loaded.card.forces == "head" else "gradient",
+    )
+    others = None if validation is None else _frames(validation)
+    return replace(loaded, domains={**loaded.domains, head: measure_domain(potential, _frames(training), others)})
+
+
+def _frames(text: str) -> Dataset:
+    return Dataset.join([read_dataset(file.path, index=file.index) for file in DataFile.parse_all(text, Path())])
 
 
 def restricted(content: NativeContent, symbols: str) -> NativeContent:
@@ -126,6 +178,7 @@ def verify(target: Path, content: NativeContent) -> None:
     different = [name for name in ("architecture", "config", "elements", "card") if _differs(stored, content, name)]
     different += _different_tensors(stored.state, content.state)
     different += _different_tensors(stored.reference_energies, content.reference_energies)
+    different += _different_tensors(_domain_tensors(stored), _domain_tensors(content))
     if different:
         raise CheckpointError(f"{target} does not hold what was written: {', '.join(different)} differ")
     load_model(target)
@@ -136,6 +189,10 @@ def _differs(stored: NativeContent, content: NativeContent, name: str) -> bool:
     if isinstance(ours, ModelCard):
         return bool(ours.to_dict() != theirs.to_dict())
     return bool(ours != theirs)
+
+
+def _domain_tensors(content: NativeContent) -> dict[str, Tensor]:
+    return {f"domain.{head}.{k}": v for head, domain in content.domains.items() for k, v in vars(domain).items()}
 
 
 def _different_tensors(stored: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> list[str]:

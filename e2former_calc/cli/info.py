@@ -17,6 +17,7 @@ from e2former_calc.cli.messages import FORCE_SOURCES, echo_table, plural
 from e2former_calc.cli.models import native_card
 from e2former_calc.cli.options import model_config_option, run_options, variant_option
 from e2former_calc.cli.summary import json_ready, versions
+from e2former_calc.potentials.applicability import FOREIGN, UNUSUAL
 
 LINE_WIDTH = 100
 """Longest line of a printed card, in characters."""
@@ -61,6 +62,7 @@ def describe(loaded: LoadedModel) -> dict[str, Any]:
         "sha256": sha256(loaded.path),
         "element_symbols": [chemical_symbols[z] for z in loaded.card.elements],
         "element_symbols_by_head": heads,
+        "training_domains": sorted(loaded.domains),
     }
 
 
@@ -119,6 +121,7 @@ def _echo_model(loaded: LoadedModel, content: dict[str, Any]) -> None:
         ("formulas", ", ".join(card.compositions) + " only" if card.compositions else "any"),
         *_head_rows(card, content["element_symbols_by_head"]),
         ("forces", FORCE_SOURCES[card.forces]),
+        ("training domain", _domain_text(loaded)),
         ("inputs", "positions, elements, cell" + "".join(f", {name}" for name in uses)),
         ("ignored", ", ".join(name for name in ("charge", "spin") if name not in uses) or "nothing"),
         ("units", card.units),
@@ -138,6 +141,16 @@ def _echo_model(loaded: LoadedModel, content: dict[str, Any]) -> None:
             value, max(LINE_WIDTH - width - 2, 20), break_long_words=False, break_on_hyphens=False
         ) or [""]
         click.echo(f"{label:<{width}}  " + f"\n{'':{width}}  ".join(lines))
+
+
+def _domain_text(loaded: LoadedModel) -> str:
+    if not loaded.domains:
+        return "not in the file: distances from the training data are unknown"
+    known = {z for domain in loaded.domains.values() for z in domain.elements.tolist()}
+    heads = "" if len(loaded.card.heads) == 1 else f" of head {', '.join(loaded.domains)}"
+    limits = f"beyond {UNUSUAL:g} a warning" + (f", beyond {FOREIGN:g} refused" if loaded.card.refuse_outside else "")
+    symbols = element_ranges([chemical_symbols[z] for z in known])
+    return f"known for {symbols}{heads}; distance from the training data: usual up to 1, {limits}"
 
 
 def _head_rows(card: ModelCard, symbols: dict[str, list[str]]) -> list[tuple[str, str]]:

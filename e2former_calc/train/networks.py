@@ -86,6 +86,8 @@ def fine_tuned(plan: TrainingPlan, data: Dataset) -> tuple[LoadedModel, str]:
 def _with_new_head(loaded: LoadedModel, head: str, new: str, data: Dataset) -> LoadedModel:
     """One head more, with the weights and reference energies of `head`."""
     config = loaded.config
+    if not isinstance(config, E2FormerV2Config):
+        raise CheckpointError(f"{loaded.path.name} is not an E2Former-V2 model: new_head works with those only")
     if new in config.heads:
         raise CheckpointError(f"{loaded.path.name} already has a head {new!r}: choose another name for new_head")
     config = replace(config, heads=(*config.heads, new))

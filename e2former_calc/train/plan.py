@@ -11,7 +11,8 @@ import yaml
 
 from e2former_calc.potentials.training.settings import TrainingSettings
 
-CARD_FIELDS = ("name", "level_of_theory", "training_data", "intended_use", "known_failures", "licence", "citation")
+CARD_TEXTS = ("name", "level_of_theory", "training_data", "intended_use", "known_failures", "licence", "citation")
+CARD_FIELDS = (*CARD_TEXTS, "refuse_outside")
 SECTIONS = ("data", "model", "reference_energies", "training", "card")
 
 
@@ -68,7 +69,7 @@ class TrainingPlan:
         reference_energies: eV by element symbol, "least-squares" (of what the network does not explain),
             "isolated-atoms" (energies of the single atoms among the training frames), or "keep" (with `start_from`).
         settings: loss, optimiser, schedule.
-        card: text for the model card.
+        card: fields of the model card.
     """
 
     training: tuple[DataFile, ...]
@@ -82,7 +83,7 @@ class TrainingPlan:
     new_head: str | None = None
     frozen: tuple[str, ...] = ()
     reference_energies: str | Mapping[str, float] = "least-squares"
-    card: Mapping[str, str] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_plan(path: Path) -> TrainingPlan:
@@ -102,7 +103,6 @@ def read_plan(path: Path) -> TrainingPlan:
     _only(content, SECTIONS, str(path))
     data, model = content.get("data") or {}, dict(content.get("model") or {})
     _only(data, ("training", "validation", "test"), "section data")
-    _only(content.get("card") or {}, CARD_FIELDS, "section card")
     if not data.get("training"):
         raise ValueError(f"{path}: section data needs `training`, a file or a list of files")
     files = data["training"] if isinstance(data["training"], list) else [data["training"]]
@@ -128,7 +128,7 @@ def read_plan(path: Path) -> TrainingPlan:
         new_head=new_head,
         frozen=frozen,
         reference_energies=_references(content.get("reference_energies"), fine_tuned=start_from is not None),
-        card=dict(content.get("card") or {}),
+        card=_card(content.get("card") or {}),
     )
 
 
@@ -138,6 +138,13 @@ def _only(mapping: Any, known: tuple[str, ...], where: str) -> None:
     unknown = sorted(set(map(str, mapping)) - set(known))
     if unknown:
         raise ValueError(f"{where} has unknown keys {unknown}; it knows {list(known)}")
+
+
+def _card(values: Any) -> dict[str, Any]:
+    _only(values, CARD_FIELDS, "section card")
+    if not isinstance(values.get("refuse_outside", False), bool):
+        raise ValueError(f"section card: refuse_outside must be true or false, got {values['refuse_outside']!r}")
+    return {name: value if name == "refuse_outside" else str(value) for name, value in values.items()}
 
 
 def _references(value: Any, *, fine_tuned: bool) -> str | Mapping[str, float]:

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from e2former_calc.checkpoint import ModelCard, write_native
+from e2former_calc.potentials.applicability import TrainingDomain
 from e2former_calc.potentials.potential import EnergyPotential
 from e2former_calc.potentials.training.batches import Batches
 from e2former_calc.potentials.training.dataset import Dataset
 from e2former_calc.potentials.training.distributed import ALONE, Workers
+from e2former_calc.potentials.training.domain import measure_domain
 from e2former_calc.potentials.training.errors import Comparison, Errors
 from e2former_calc.potentials.training.trainer import Progress, Trainer
 from e2former_calc.train.data import read_data
@@ -143,7 +145,10 @@ class TrainingRun:
         self.trainer.save(self.state_file, extra={"validation_frames": self._split})
 
     def finish(self) -> Judgement | None:
-        """Write the model with its card; judges it on the test frames, or else on the validation frames."""
+        """Write the model with its card and its training domain.
+
+        It is judged on the test frames, or else on the validation frames.
+        """
         self.trainer.finish()
         judged, name = (self.data.test, "test") if self.data.test is not None else (self.data.validation, "validation")
         judgement = None
@@ -153,10 +158,17 @@ class TrainingRun:
             judgement = Judgement(name, comparison)
         errors = None if judgement is None else judgement.comparison.errors()
         model = replace(self.loaded, card=self._card(errors, name, judged))
-        self.potential.to("cpu")
         if self.trainer.workers.first:
+            model = replace(model, domains=self._domains())
+            self.potential.to("cpu")
             write_native(self.model_file, model.content())
         return judgement
+
+    def _domains(self) -> dict[str, TrainingDomain]:
+        """Of the trained head; what was known of other heads is no longer true for the new weights."""
+        if max(system.n_atoms for system in self.data.training.systems) == 1:
+            return {}
+        return {self.head: measure_domain(self.potential, self.data.training, self.data.validation)}
 
     def _card(self, errors: Errors | None, name: str, judged: Dataset | None) -> ModelCard:
         data = self.data.training

@@ -18,18 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, silu, softplus
 
 from e2former_calc.potentials.e2former_v2.config import AttentionOrder, E2FormerV2Config
-from e2former_calc.potentials.e2former_v2.layers import EPS, InvariantProjection, RadialNetwork, SO3Linear
+from e2former_calc.potentials.edge_softmax import offset_softmax
 from e2former_calc.potentials.interface import Implementation
 from e2former_calc.potentials.kernels.edge_dot import edge_dot
 from e2former_calc.potentials.kernels.edge_moment import edge_moment
 from e2former_calc.potentials.kernels.recompute import evaluate
+from e2former_calc.potentials.layers import EPS, InvariantProjection, RadialNetwork, SO3Linear
 from e2former_calc.potentials.neighbors import NeighborList
 from e2former_calc.potentials.so3 import SphericalHarmonics, coupling_paths, vector_coupling
 
-DENOMINATOR_OFFSET = 1e-3
-"""Added to the softmax denominator, relative to the largest exponential (which is 1)."""
-TIE_ROUNDING = 1024
-"""Scores that differ by less than this many rounding errors are equal."""
 ELEMENT_ROWS, ELEMENT_WIDTH = 256, 128
 
 
@@ -228,27 +225,3 @@ class Attention(nn.Module):
             return dropout(torch.sigmoid(score) * amplitude * envelope, drop, self.training)
         weight = offset_softmax(score, envelope, edges.neighbors)
         return dropout(weight, drop, self.training) * amplitude
-
-
-def offset_softmax(
-    score: Float[Tensor, "edges heads"], envelope: Float[Tensor, "edges 1"], neighbors: NeighborList
-) -> Float[Tensor, "edges heads"]:
-    """exp(a - M) u / (sum exp(a - M) u + 1e-3) over the edges of each center, M the largest score.
-
-    The offset is absolute, so the maximum influences the result and carries a gradient. Scores that
-    equal the maximum to rounding share that gradient evenly: forces of symmetric structures are then
-    symmetric and do not depend on the order of summation. An edge that enters the cutoff enters M at
-    once: the function is not continuous there.
-    """
-    center = neighbors.center
-    empty = score.new_zeros(neighbors.row_ptr.shape[0] - 1, score.shape[1])
-    with torch.no_grad():
-        index = center[:, None].expand_as(score)
-        largest = empty.scatter_reduce(0, index, score, reduce="amax", include_self=False)[center]
-        tolerance = TIE_ROUNDING * torch.finfo(score.dtype).eps * largest.abs().clamp_min(1.0)
-        tied = (score >= largest - tolerance).to(score.dtype)
-        share = tied / empty.index_add(0, center, tied)[center]
-    maximum = empty.index_add(0, center, share * score)
-    exponential = torch.exp(score - maximum[center]) * envelope
-    total = empty.index_add(0, center, exponential)
-    return exponential / (total[center] + DENOMINATOR_OFFSET)

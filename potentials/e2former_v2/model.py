@@ -14,11 +14,12 @@ from torch.nn.functional import silu
 from e2former_calc.potentials.e2former_v2.attention import Attention, EdgeFeatures
 from e2former_calc.potentials.e2former_v2.config import AttentionOrder, E2FormerV2Config
 from e2former_calc.potentials.e2former_v2.graph import select_graphs, truncated_atoms
-from e2former_calc.potentials.e2former_v2.heads import EnergyHead, LinearForceHead, PainnForceHead, SphereSampleHead
-from e2former_calc.potentials.e2former_v2.layers import EquivariantRMSNorm, GatedFeedForward, RadialNetwork, SO3Linear
+from e2former_calc.potentials.e2former_v2.heads import EnergyHead, SphereSampleHead
 from e2former_calc.potentials.e2former_v2.legacy import EXCLUDED_OFFSET
+from e2former_calc.potentials.force_heads import LinearForceHead, PainnForceHead
 from e2former_calc.potentials.interface import AtomOutput, Edges, Implementation, NeighborCap
 from e2former_calc.potentials.kernels.recompute import evaluate
+from e2former_calc.potentials.layers import EquivariantRMSNorm, GatedFeedForward, RadialNetwork, SO3Linear
 from e2former_calc.potentials.neighbors import NeighborList
 from e2former_calc.potentials.radial import GaussianBasis, bell_envelope, polynomial_envelope
 from e2former_calc.potentials.so3 import SphericalHarmonics

@@ -2,5 +2,6 @@
 
 from e2former_calc.potentials.so3.coupling import coupling_paths, vector_coupling
 from e2former_calc.potentials.so3.harmonics import SphericalHarmonics
+from e2former_calc.potentials.so3.triple import triple_coupling
 
-__all__ = ["SphericalHarmonics", "coupling_paths", "vector_coupling"]
+__all__ = ["SphericalHarmonics", "coupling_paths", "triple_coupling", "vector_coupling"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e2former_calc.potentials.e2former_v2.layers import GatedFeedForward, InvariantProjection, SO3Linear
+from e2former_calc.potentials.layers import GatedFeedForward, InvariantProjection, SO3Linear
 
 NODE_LAYERS = (SO3Linear, InvariantProjection, GatedFeedForward)
 """Layers that act on one atom at a time; their cost is that of their matrix products."""

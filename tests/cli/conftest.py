@@ -11,6 +11,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
 from click.testing import CliRunner, Result
 
 from e2former_calc.checkpoint import load_model, write_native
@@ -59,6 +60,16 @@ def saved(path: Path, atoms: Atoms | list[Atoms]) -> Path:
     for image in atoms if isinstance(atoms, list) else [atoms]:
         image.info.update(charge=0, spin=1)
     ase.io.write(path, atoms)
+    return path
+
+
+def labelled(path: Path) -> Path:
+    """The structures of a file with energies and forces of EMT, in place."""
+    images = ase.io.read(path, ":")
+    for atoms in images:
+        atoms.calc = EMT()
+        atoms.get_forces()
+    ase.io.write(path, images)
     return path
 
 

@@ -11,8 +11,9 @@ from e2former_calc import E2FormerCalculator
 from e2former_calc.checkpoint import CheckpointError, load_model, write_native
 from e2former_calc.checkpoint.native import read_native
 from e2former_calc.cli.convert import verify
+from e2former_calc.potentials.applicability import TrainingDomain
 
-from .conftest import Run
+from .conftest import Run, labelled
 
 
 def test_converted_file_holds_the_same_bits(run: Run, tiny_checkpoint: Path) -> None:
@@ -123,3 +124,29 @@ def test_verification_sees_every_difference(model: Path, what: str) -> None:
     }[what]
     with pytest.raises(CheckpointError, match="does not hold what was written"):
         verify(model, changed)
+
+
+def test_training_frames_give_a_domain_that_is_kept(run: Run, model: Path, water: Path) -> None:
+    result = run("convert", model, "m.safetensors", "--training-frames", f"{labelled(water)}@:", "--refuse-outside")
+    assert result.exit_code == 0, result.stderr
+    run("convert", "m.safetensors", "again.safetensors", "--name", "again")
+    first, again = (load_model(name) for name in ("m.safetensors", "again.safetensors"))
+    (head,) = first.domains
+    assert first.card.refuse_outside
+    assert again.card.refuse_outside
+    assert all(torch.equal(vars(again.domains[head])[name], t) for name, t in vars(first.domains[head]).items())
+
+
+def test_validation_frames_alone_are_a_usage_error(run: Run, model: Path, water: Path) -> None:
+    result = run("convert", model, "m.safetensors", "--validation-frames", water)
+    assert result.exit_code == 1
+    assert "--validation-frames needs --training-frames" in result.stderr
+
+
+def test_a_domain_that_was_not_written_is_noticed(model: Path, tmp_path: Path) -> None:
+    loaded = load_model(model)
+    (head,), channels = loaded.card.heads, loaded.config.channels
+    domain = TrainingDomain(torch.tensor([1]), torch.zeros(1, channels), torch.zeros(1, channels, channels))
+    write_native(tmp_path / "m.safetensors", loaded.content())
+    with pytest.raises(CheckpointError, match=r"domain\.omol25\.elements, .* differ"):
+        verify(tmp_path / "m.safetensors", replace(loaded, domains={head: domain}).content())

@@ -13,7 +13,7 @@ from e2former_calc.checkpoint.card import UNKNOWN
 from e2former_calc.checkpoint.loading import sha256
 from e2former_calc.cli.info import element_ranges
 
-from .conftest import Run
+from .conftest import Run, labelled
 
 
 def test_card_is_printed_with_its_unknowns(run: Run, tiny_checkpoint: Path) -> None:
@@ -27,6 +27,15 @@ def test_card_is_printed_with_its_unknowns(run: Run, tiny_checkpoint: Path) -> N
     assert rows["sha256"] == sha256(tiny_checkpoint)
     assert rows["licence"] == UNKNOWN
     assert rows["inputs"] == "positions, elements, cell, charge, spin"
+
+
+def test_models_say_whether_they_know_their_training_data(run: Run, model: Path, water: Path) -> None:
+    assert "training domain  not in the file" in run("info", model).stdout
+    run("convert", model, "m.safetensors", "--training-frames", labelled(water))
+    assert "training domain  known for H O; distance from the training data" in run("info", "m.safetensors").stdout
+    assert json.loads(run("info", "m.safetensors", "--json").stdout)["training_domains"] == ["omol25"]
+    run("convert", "m.safetensors", "r.safetensors", "--refuse-outside")
+    assert "refused" in run("info", "r.safetensors").stdout
 
 
 def test_json_is_the_card_with_symbols(run: Run, model: Path) -> None:

@@ -39,13 +39,7 @@ def test_files_are_written_and_errors_shown(folder):
     assert result.exit_code == 0, result.output
     assert "all steps done" in result.output
     assert "meV/Å" in result.output
-    for name in (
-        "water.safetensors",
-        "water-state.pt",
-        "water-log.csv",
-        "water-learning-curve.png",
-        "water-parity.png",
-    ):
+    for ending in (".safetensors", "-state.pt", "-log.csv", "-learning-curve.png", "-parity.png"):
         assert (folder / f"water{ending}").stat().st_size > 0
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from e2former_calc.potentials.e2former_v1 import E2FormerV1, E2FormerV1Config
 from e2former_calc.potentials.e2former_v2 import E2FormerV2, E2FormerV2Config
 from e2former_calc.potentials.interface import NeighborCap, Property
 from e2former_calc.potentials.potential import EnergyPotential
@@ -37,6 +38,30 @@ ZERO: dict[str, Any] = {"orders": ("zero", "zero")}
 LONG: dict[str, Any] = {"long_range": "node", "long_upper": 7.0, "long_lower": 0.5}
 
 
+ORIGINAL = E2FormerV1Config(
+    variant="scitix",
+    heads=("test",),
+    channels=8,
+    lmax=2,
+    conv_multiplicity=2,
+    num_layers=2,
+    num_heads=2,
+    head_width=4,
+    num_basis=12,
+    max_radius=4.0,
+    pbc_max_radius=4.0,
+    max_neighbors=80,
+    orders=("first", "first"),
+    feed_forward=("s3",),
+    encoder_channels=8,
+    encoder_hidden=12,
+    encoder_heads=2,
+    encoder_layers=2,
+    gradient_forces=True,
+    energy_scale=16.0,
+)
+
+
 @dataclass(frozen=True)
 class Subject:
     """One potential, in double and in single precision.
@@ -44,8 +69,10 @@ class Subject:
     Attributes:
         changes: what differs from the basic configuration.
         cap: neighbour cap.
+        largest_jump: bound in eV of what the energy jumps by at the cutoff, where it does.
     """
 
+    largest_jump = 0.1
     changes: dict[str, Any] = field(default_factory=dict)
     cap: NeighborCap = "official"
 
@@ -81,6 +108,22 @@ class Subject:
         return self.config.variant == "legacy"
 
     @cached_property
+    def uses_state(self) -> bool:
+        """True if charge and multiplicity are inputs."""
+        return True
+
+    @cached_property
+    def cutoffs(self) -> list[float]:
+        """Distances in Å at which pairs enter."""
+        config = self.config
+        return [config.max_radius] if config.long_range == "none" else [config.max_radius, config.long_upper]
+
+    def network(self) -> torch.nn.Module:
+        """Not yet with its weights."""
+        with torch.random.fork_rng():
+            return E2FormerV2(self.config).eval().requires_grad_(False)
+
+    @cached_property
     def properties(self) -> frozenset[Property]:
         return frozenset({"energy", "forces", "stress"} if self.conservative else {"energy", "forces"})
 
@@ -102,6 +145,52 @@ class Subject:
         energy: Tensor = self.double(system, properties=frozenset({"energy"})).energy
         return energy
 
+
+@dataclass(frozen=True)
+class OriginalSubject(Subject):
+    """A potential of the original E2Former family."""
+
+    largest_jump = 1.0
+
+    @cached_property
+    def config(self) -> E2FormerV1Config:  # type: ignore[override]
+        return replace(ORIGINAL, **self.changes)
+
+    @cached_property
+    def rotation_invariant(self) -> bool:
+        return True
+
+    @cached_property
+    def smooth(self) -> bool:
+        """The input embedding has no envelope."""
+        return False
+
+    @cached_property
+    def chiral(self) -> bool:
+        return set(self.config.orders) != {"zero"}
+
+    @cached_property
+    def uses_state(self) -> bool:
+        return self.config.uses_charge
+
+    @cached_property
+    def cutoffs(self) -> list[float]:
+        return [self.config.max_radius]
+
+    @cached_property
+    def legacy(self) -> bool:
+        return False
+
+    def network(self) -> torch.nn.Module:
+        with torch.random.fork_rng():
+            return E2FormerV1(self.config).eval().requires_grad_(False)
+
+
+ALL_ORDERS: dict[str, Any] = {"orders": ("all", "all"), "score": "dot_alpha_small"}
+SECOND: dict[str, Any] = {"orders": ("first", "second"), "score": "dot_alpha", "normalization": "smooth_softmax"}
+NORMS: dict[str, Any] = {"norm": "layer_norm_sh", "basis": "gaussian", "feed_forward": ("s3", "2body")}
+ENCODED: dict[str, Any] = {"variant": "modular", "encoder": "dit"}
+LSR: dict[str, Any] = {"variant": "lsr", "normalization": "smooth_softplus", "force_head": "gated", "energy_scale": 0.1}
 
 SUBJECTS: dict[str, Subject] = {
     f"{score} {normalization}": Subject({"score": score, "normalization": normalization})
@@ -126,15 +215,24 @@ SUBJECTS: dict[str, Subject] = {
     "painn head": Subject(DIRECT | {"force_head": "painn"}),
     "escn heads": Subject(DIRECT | {"force_head": "escn", "energy_head": "escn"}),
     "escn energy": Subject({"energy_head": "escn"}),
+    "original first order": OriginalSubject(),
+    "original zero order": OriginalSubject({"orders": ("zero", "zero"), "lmax": 1}),
+    "original second order": OriginalSubject(SECOND),
+    "original all orders": OriginalSubject(ALL_ORDERS),
+    "original norms": OriginalSubject(NORMS),
+    "original encoder": OriginalSubject(ENCODED, cap="none"),
+    "original eqv2": OriginalSubject({"variant": "microsoft", "edge_embedding": "eqv2"}),
+    "original lsr": OriginalSubject(LSR),
+    "original truncated": OriginalSubject({"max_neighbors": 5, "norm": "layer_norm"}),
+    "original head": OriginalSubject({"gradient_forces": False}),
 }
 
 
 @cache
-def _network(name: str) -> E2FormerV2:
+def _network(name: str) -> torch.nn.Module:
     """Random weights in single precision; norms, biases and embeddings are random too."""
     generator = torch.Generator().manual_seed(101 + list(SUBJECTS).index(name))
-    with torch.random.fork_rng():
-        model = E2FormerV2(SUBJECTS[name].config).eval().requires_grad_(False)
+    model = SUBJECTS[name].network()
     for key, parameter in model.named_parameters():
         z = torch.randn(parameter.shape, generator=generator)
         if "norm" in key and key.endswith("weight"):
@@ -157,8 +255,7 @@ def _network(name: str) -> E2FormerV2:
 
 def _potential(subject: Subject, dtype: torch.dtype) -> EnergyPotential:
     name = next(name for name, candidate in SUBJECTS.items() if candidate is subject)
-    with torch.random.fork_rng():
-        model = E2FormerV2(subject.config).eval().requires_grad_(False)
+    model = subject.network()
     model.load_state_dict(_network(name).state_dict())
     return EnergyPotential(
         model.to(dtype),

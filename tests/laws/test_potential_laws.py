@@ -236,14 +236,9 @@ def _jump(subject: Any, cutoff: float, step: float = 1e-9) -> tuple[float, float
     return energy, (outside.forces - inside.forces).abs().max().item()
 
 
-def _cutoffs(subject: Any) -> list[float]:
-    config = subject.config
-    return [config.max_radius] if config.long_range == "none" else [config.max_radius, config.long_upper]
-
-
 @for_those(lambda subject: subject.smooth)
 def test_energy_and_forces_are_continuous_at_the_cutoff(subject: Any) -> None:
-    for cutoff in _cutoffs(subject):
+    for cutoff in subject.cutoffs:
         energy, forces = _jump(subject, cutoff)
         assert energy < 1e-11
         assert forces < 1e-6
@@ -251,8 +246,8 @@ def test_energy_and_forces_are_continuous_at_the_cutoff(subject: Any) -> None:
 
 @for_those(lambda subject: not subject.smooth and not subject.legacy and subject.conservative)
 def test_softmax_jumps_at_the_cutoff_but_not_elsewhere(subject: Any) -> None:
-    for cutoff in _cutoffs(subject):
-        assert 1e-8 < _jump(subject, cutoff)[0] < 1e-1
+    for cutoff in subject.cutoffs:
+        assert 1e-8 < _jump(subject, cutoff)[0] < subject.largest_jump
         assert _jump(subject, cutoff - 0.1)[0] < 1e-11
 
 
@@ -298,6 +293,7 @@ def test_atomic_energies_add_up_to_the_energy(subject: Any, zoo: list[System]) -
     assert_same(prediction.energy, torch.stack(sums), 100)
 
 
+@for_those(lambda subject: subject.uses_state)
 def test_charge_and_spin_matter(subject: Any, ethanol: System) -> None:
     ions = [ethanol, replace(ethanol, charge=torch.tensor([1])), replace(ethanol, spin=torch.tensor([3]))]
     energies = subject.energy(System.stack(ions))

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from e2former_calc.potentials.e2former_v2 import layers
+from e2former_calc.potentials import layers
 from e2former_calc.potentials.so3 import SphericalHarmonics
 
 EPS = torch.finfo(torch.float64).eps

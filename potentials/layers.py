@@ -1,6 +1,7 @@
-"""Building blocks of E2Former-V2 that act on one atom (or one edge) at a time.
+"""Equivariant layers that several model families share; each acts on one atom (or one edge) at a time.
 
-Source: E2Former-V2, arXiv:2601.16622. Node features have shape (atoms, (L+1)^2, channels).
+Node features have shape (atoms, (L+1)^2, channels). Sources: Equiformer (arXiv:2206.11990, arXiv:2306.12059), PaiNN
+(arXiv:2102.03150), E2Former (arXiv:2501.19216, arXiv:2601.16622).
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ class SO3Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "atoms rows n_in"]) -> Float[Tensor, "atoms rows n_out"]:
         """Apply the map of each degree to all of its rows."""
-        return _per_degree(x, self.weight, self.bias)
+        return per_degree(x, self.weight, self.bias)
 
 
-def _per_degree(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def per_degree(
+    x: Float[Tensor, "atoms rows n_in"],
+    weight: Float[Tensor, "degrees n_out n_in"],
+    bias: Float[Tensor, " n_out"] | None,
+) -> Float[Tensor, "atoms rows n_out"]:
     """One matrix product per degree, on all rows of that degree at once."""
     degrees = []
     for degree in range(weight.shape[0]):
@@ -74,13 +79,28 @@ class RadialNetwork(nn.Module):
 
     The first layer is applied to its three inputs separately: the element parts once per pair of
     elements, not once per edge.
+
+    Args:
+        n_basis, n_element, n_out: sizes of the basis, of one element's features, and of the result.
+        layer_norm: normalise both hidden layers.
+        hidden: their size; by default half the basis, at most 128.
+        n_source: size of the source's features if it differs from the center's.
     """
 
-    def __init__(self, n_basis: int, n_element: int, n_out: int, *, layer_norm: bool = True) -> None:
+    def __init__(
+        self,
+        n_basis: int,
+        n_element: int,
+        n_out: int,
+        *,
+        layer_norm: bool = True,
+        hidden: int | None = None,
+        n_source: int | None = None,
+    ) -> None:
         super().__init__()
-        hidden = min(128, n_basis // 2)
-        self.n_basis, self.n_element = n_basis, n_element
-        self.first = nn.Linear(n_basis + 2 * n_element, hidden)
+        hidden = min(128, n_basis // 2) if hidden is None else hidden
+        self.sizes = [n_basis, n_element, n_element if n_source is None else n_source]
+        self.first = nn.Linear(sum(self.sizes), hidden)
         self.first_norm = nn.LayerNorm(hidden, eps=EPS) if layer_norm else nn.Identity()
         self.second = nn.Linear(hidden, hidden)
         self.second_norm = nn.LayerNorm(hidden, eps=EPS) if layer_norm else nn.Identity()
@@ -90,11 +110,11 @@ class RadialNetwork(nn.Module):
         self,
         basis: Float[Tensor, "edges n_basis"],
         center_elements: Float[Tensor, "elements n_element"],
-        source_elements: Float[Tensor, "elements n_element"],
+        source_elements: Float[Tensor, "sources n_source"],
         pair: Int[Tensor, " edges"],
     ) -> Float[Tensor, "edges n_out"]:
-        """`pair` is center element * number of elements + source element."""
-        w_basis, w_center, w_source = self.first.weight.split([self.n_basis, self.n_element, self.n_element], dim=1)
+        """`pair` is center row * number of source rows + source row."""
+        w_basis, w_center, w_source = self.first.weight.split(self.sizes, dim=1)
         by_center = center_elements @ w_center.T + self.first.bias
         by_source = source_elements @ w_source.T
         by_pair = (by_center[:, None] + by_source[None]).flatten(0, 1)
@@ -107,19 +127,20 @@ class RadialNetwork(nn.Module):
 class InvariantProjection(nn.Module):
     """Query or key: products of two linear maps, summed over m, then a two-layer network on the invariants."""
 
-    def __init__(self, lmax: int, channels: int, n_out: int) -> None:
+    def __init__(self, lmax: int, channels: int, n_out: int, *, hidden: int | None = None) -> None:
         super().__init__()
         half = n_out // 2
+        hidden = half if hidden is None else hidden
         self.weight = nn.Parameter(torch.randn(lmax + 1, half, channels) / channels**0.5)
         self.weight2 = nn.Parameter(torch.randn(lmax + 1, half, channels) / channels**0.5)
         self.bias = nn.Parameter(torch.zeros(half))
-        self.first = nn.Linear((lmax + 1) * half, half)
-        self.norm = nn.LayerNorm(half, eps=EPS)
-        self.last = nn.Linear(half, n_out)
+        self.first = nn.Linear((lmax + 1) * half, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=EPS)
+        self.last = nn.Linear(hidden, n_out)
 
     def forward(self, x: Float[Tensor, "atoms rows channels"]) -> Float[Tensor, "atoms n_out"]:
         """Rotation-invariant features of each atom."""
-        product = _per_degree(x, self.weight, self.bias) * _per_degree(x, self.weight2, None)
+        product = per_degree(x, self.weight, self.bias) * per_degree(x, self.weight2, None)
         invariants = torch.cat(
             [product[:, degree**2 : (degree + 1) ** 2].sum(dim=1) for degree in range(self.weight.shape[0])], dim=1
         )
