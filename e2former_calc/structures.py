@@ -1,4 +1,4 @@
-"""Structures that come with the package: three molecules and boxes of water, for self-checks and benchmarks."""
+"""Structures that come with the package: molecules and boxes of water, and reference trajectories of bundled models."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ MOLECULES = ("ethanol", "aspirin", "Ac-Ala3-NHMe")
 """GFN2-xTB minima with 9, 21 and 42 atoms."""
 
 MOLECULE_FILE = Path(__file__).with_name("molecules.xyz")
+
+REFERENCE_FOLDER = Path(__file__).with_name("references")
+"""HDF5 files as `e2former reference` writes them, with positions and energies only."""
 
 WATER_VOLUME = 29.915
 """Volume of one molecule at 1 g/cm^3 in Å^3."""
@@ -33,6 +36,19 @@ def molecule(name: str) -> Atoms:
     atoms = cast(Atoms, read(MOLECULE_FILE, index=MOLECULES.index(name), format="extxyz"))
     atoms.info = {}
     return atoms
+
+
+def reference_file(model: str) -> Path:
+    """Ground-truth trajectory at the level of theory of a bundled model.
+
+    Raises:
+        ValueError: if there is none for this model, with those there are.
+    """
+    path = REFERENCE_FOLDER / f"{model}.h5"
+    if not path.is_file():
+        known = sorted(file.stem for file in REFERENCE_FOLDER.glob("*.h5"))
+        raise ValueError(f"no reference trajectory comes with the package for {model!r}; there are {known}")
+    return path
 
 
 def water_box(side: int, *, seed: int = 0) -> Atoms:
