@@ -44,7 +44,9 @@ class ForceProvider(Protocol):
     rebuilds: int
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where results lie."""
+        ...
 
     def evaluate(
         self, positions: Float[Tensor, "atoms 3"], cell: Float[Tensor, "replicas 3 3"], *, stress: bool

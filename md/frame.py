@@ -72,6 +72,9 @@ class Frame:
         velocities: Å/fs.
         forces: eV/Å.
         energy: potential energy in eV.
+        kinetic_energy: eV.
+        conserved_energy: the quantity that the integrator conserves, eV.
+        temperature_K: K.
     """
 
     step: int
@@ -81,6 +84,9 @@ class Frame:
     velocities: Float[np.ndarray, "atoms 3"] | None = None
     forces: Float[np.ndarray, "atoms 3"] | None = None
     energy: float | None = None
+    kinetic_energy: float | None = None
+    conserved_energy: float | None = None
+    temperature_K: float | None = None  # noqa: N815
 
     @property
     def fields(self) -> frozenset[str]:
@@ -109,8 +115,8 @@ class Frame:
         if self.velocities is not None:
             atoms.set_velocities(self.velocities / units.fs)
         atoms.info.update(topology.info, step=self.step)
-        if self.time_fs is not None:
-            atoms.info["time_fs"] = self.time_fs
+        numbers = {name: getattr(self, name) for name in ("time_fs", "conserved_energy", "temperature_K")}
+        atoms.info.update({name: number for name, number in numbers.items() if number is not None})
         known = {name: getattr(self, name) for name in ("energy", "forces") if name in self.fields}
         if known:
             atoms.calc = SinglePointCalculator(atoms, **known)

@@ -25,12 +25,11 @@ from ase.utils import string2index
 from numpy.typing import NDArray
 
 from e2former_calc.md.frame import Frame, Topology, info_number
-from e2former_calc.md.h5md_file import H5MDError, SharedFile, open_to_write
+from e2former_calc.md.h5md_file import CommittedFile, H5MDError, SharedFile
 from e2former_calc.md.h5md_layout import (
     COMMITTED,
     GROUP,
     check_h5md,
-    commit,
     count_frames,
     create_elements,
     create_particles,
@@ -38,6 +37,7 @@ from e2former_calc.md.h5md_layout import (
     particles_name,
     read_field,
     read_topology,
+    set_committed,
     stored_fields,
     write_block,
     write_header,
@@ -64,6 +64,9 @@ class H5MDWriter:
         precision: "float32" or "float64", of stored positions, velocities and forces; a continued file keeps its own.
         compression: "gzip", "lzf" (faster) or None, a lossless filter of HDF5; a continued file keeps its own.
         author: the H5MD standard asks for a name.
+        durable: wait at every flush until the data are on the disk itself, against a power failure.
+
+    A killed process and a full disk leave the file as it was after the last flush.
 
     Raises:
         H5MDError: if a file that should be continued was not written by this class, or is damaged.
@@ -80,6 +83,7 @@ class H5MDWriter:
         precision: str = "float64",
         compression: str | None = None,
         author: str = "unknown",
+        durable: bool = False,
     ) -> None:
         if flush_every < 1:
             raise ValueError(f"`flush_every` must be at least 1, got {flush_every}")
@@ -97,14 +101,16 @@ class H5MDWriter:
         self._last_step: int = -1
         self._last_time_fs: float | None = None
         continued = append and self.path.exists()
-        self._file = open_to_write(self.path, append=continued)
+        self._disk = CommittedFile(self.path, append=continued, durable=durable)
+        self._file = self._disk.file
         try:
             if continued:
                 self._continue()
             else:
                 write_header(self._file, author)
+            self._disk.commit()
         except BaseException:
-            self._file.close()
+            self._disk.abandon()
             raise
 
     def __len__(self) -> int:
@@ -160,7 +166,8 @@ class H5MDWriter:
         """Write all frames to disk and count them as complete.
 
         Raises:
-            OSError: if the disk is full; the frames that were not flushed are lost, the file stays readable.
+            OSError: if the disk is full; the frames that were not flushed are lost, the file stays readable
+                and is closed.
         """
         frames, self._pending = self._pending, []
         if not frames or self._topology is None:
@@ -168,10 +175,26 @@ class H5MDWriter:
         if self._committed == 0:
             discard_torn_tail(self._file, 0, self._fields)
             create_particles(self._file, self._topology)
-            create_elements(self._file, frames, self._fields, self._storage)
+            rows = max(len(frames), self.flush_every)
+            create_elements(self._file, frames[0], self._fields, rows=rows, storage=self._storage)
         write_block(self._file, frames, self._fields, start=self._committed)
-        commit(self._file, self._committed + len(frames))
-        self._committed += len(frames)
+        self._commit(self._committed + len(frames))
+
+    def truncate(self, step: int) -> None:
+        """Remove all frames behind an integration step; the frame of the step itself stays.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        self.flush()
+        if not self._committed:
+            return
+        steps = read_field(self._file, self.path, "step", range(self._committed), GROUP)
+        kept = int(np.searchsorted(steps, step, side="right"))
+        if kept < self._committed:
+            discard_torn_tail(self._file, kept, self._fields)
+            self._commit(kept)
+            self._recall_end()
 
     def close(self) -> None:
         """Flush and close; further calls do nothing."""
@@ -179,7 +202,12 @@ class H5MDWriter:
             try:
                 self.flush()
             finally:
-                self._file.close()
+                self._disk.close()
+
+    def _commit(self, n_frames: int) -> None:
+        set_committed(self._file, n_frames)
+        self._disk.commit()
+        self._committed = n_frames
 
     def _continue(self) -> None:
         check_h5md(self._file, self.path)
@@ -192,11 +220,19 @@ class H5MDWriter:
             self._committed = count_frames(self._file, self.path, GROUP)
             self._topology = read_topology(self._file, self.path, GROUP)
             self._fields = stored_fields(self._file, GROUP)
-            last = range(self._committed - 1, self._committed)
-            self._last_step = int(read_field(self._file, self.path, "step", last, GROUP)[0])
-            if "time_fs" in self._fields:
-                self._last_time_fs = float(read_field(self._file, self.path, "time_fs", last, GROUP)[0])
         discard_torn_tail(self._file, self._committed, self._fields)
+        self._recall_end()
+
+    def _recall_end(self) -> None:
+        """Read step and time of the last frame."""
+        self._last_step, self._last_time_fs = -1, None
+        if not self._committed:
+            self._topology, self._fields = None, frozenset()
+            return
+        last = range(self._committed - 1, self._committed)
+        self._last_step = int(read_field(self._file, self.path, "step", last, GROUP)[0])
+        if "time_fs" in self._fields:
+            self._last_time_fs = float(read_field(self._file, self.path, "time_fs", last, GROUP)[0])
 
     def _check_shapes(self, topology: Topology, frame: Frame) -> None:
         n_atoms = len(topology.numbers)

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import h5py
 
+from e2former_calc.md.atomic_file import AtomicFile, recover
+
 HDF5_VERSIONS = ("v108", "v108")
 QUIET_S = 0.05
 ATTEMPTS = 40
@@ -21,23 +23,74 @@ class H5MDError(ValueError):
     """A trajectory cannot be read or extended; the message says why and what to do."""
 
 
-def open_to_write(path: Path, *, append: bool) -> Any:
-    """Open an HDF5 file, emptied unless `append`.
+class CommittedFile:
+    """An HDF5 file open for writing, which on disk goes from one `commit` to the next and is never in between.
+
+    Args:
+        path: path of the file.
+        append: keep its content; else it is emptied.
+        durable: see `AtomicFile`.
+
+    Attributes:
+        file: the `h5py.File`; its changes are in memory until they are committed.
 
     Raises:
         H5MDError: if a file that should be continued is not HDF5 or truncated.
         OSError: if it cannot be written; the message says why.
     """
-    try:
-        return h5py.File(path, "r+" if append else "w", libver=HDF5_VERSIONS)
-    except OSError as error:
-        if isinstance(error, BlockingIOError):
+
+    def __init__(self, path: Path, *, append: bool, durable: bool = False) -> None:
+        self.path = path
+        try:
+            self._disk = AtomicFile(path, append=append, durable=durable)
+        except BlockingIOError as error:
             reason = "another process has this trajectory open: close it there or choose another file"
-        elif error.errno is None:
-            raise _unusable(path, error) from error
-        else:
+            raise OSError(error.errno, reason, str(path)) from error
+        except OSError as error:
             reason = f"cannot write the trajectory ({_reason(error)}): choose a file in an existing, writable folder"
-        raise OSError(error.errno, reason, str(path)) from error
+            raise OSError(error.errno, reason, str(path)) from error
+        try:
+            self.file: Any = h5py.File(self._disk, "r+" if append else "w", libver=HDF5_VERSIONS)
+        except OSError as error:
+            self._disk.close()
+            raise _unusable(path, error) from error
+
+    def __bool__(self) -> bool:
+        """True while it is open."""
+        return bool(self.file)
+
+    def commit(self) -> None:
+        """Bring all changes to disk, at once or not at all. After an error the file is closed.
+
+        Raises:
+            OSError: if they cannot be written; the file on disk keeps the state of the commit before.
+        """
+        try:
+            self.file.flush()
+            self._disk.commit()
+        except OSError as error:
+            self.abandon()
+            reason = (
+                f"cannot write the trajectory ({_reason(error)}); what was written before is complete and readable: "
+                "make space or fix the disk, then continue from there"
+            )
+            raise OSError(error.errno, reason, str(self.path)) from error
+
+    def close(self) -> None:
+        """Commit and close; further calls do nothing.
+
+        Raises:
+            OSError: as in `commit`.
+        """
+        if self:
+            self.commit()
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close without a commit."""
+        if self:
+            self.file.close()
+            self._disk.close()
 
 
 class SharedFile:
@@ -59,6 +112,7 @@ class SharedFile:
         self.path = path
         self._file: Any = None
         try:
+            recover(path)
             self._file = h5py.File(path, "r")
         except BlockingIOError:
             pass

@@ -8,12 +8,11 @@ Layout::
         position/{value, step, time}  Å, as given: never wrapped; fs
         velocity, force               Å/fs; kJ/(mol Å), because MDAnalysis knows no eV/Å
         box/edges                     lattice vectors as rows, Å; attribute boundary: periodic or none
-    observables/potential_energy      eV
+    observables/potential_energy      eV; also kinetic_energy, conserved_energy, and temperature in K
     parameters/committed_frames       number of complete frames; what lies behind them is ignored
 
 `step` and `time` are one pair of datasets, hard-linked into every element. The group is called
-"trajectory" because MDAnalysis then opens the file without a topology. The data of a block of frames
-are flushed before the counter, so a killed process leaves a file that ends at its last whole block.
+"trajectory" because MDAnalysis then opens the file without a topology.
 """
 
 from __future__ import annotations
@@ -51,8 +50,9 @@ UNITS: Mapping[str, Mapping[str, float]] = {
         "eV Angstrom-1": 1.0,
     },
     "energy": {"eV": 1.0, "kJ mol-1": KJ_PER_MOL, "kcal mol-1": KCAL_PER_MOL},
+    "temperature": {"K": 1.0},
 }
-"""Size of each unit in fs, Å, Å/fs, eV/Å and eV."""
+"""Size of each unit in fs, Å, Å/fs, eV/Å, eV and K."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ ELEMENTS = (
     Element("velocities", "particles/{group}/velocity", "velocity", "Angstrom fs-1"),
     Element("forces", "particles/{group}/force", "force", "kJ mol-1 Angstrom-1"),
     Element("energy", "observables/potential_energy", "energy", "eV"),
+    Element("kinetic_energy", "observables/kinetic_energy", "energy", "eV"),
+    Element("conserved_energy", "observables/conserved_energy", "energy", "eV"),
+    Element("temperature_K", "observables/temperature", "temperature", "K"),
 )
 
 
@@ -102,7 +105,6 @@ def write_header(file: Any, author: str) -> None:
     module.attrs["version"] = np.array([1, 0], dtype=np.int32)
     module.attrs["system"] = "SI"
     file.create_dataset(COMMITTED, data=np.uint64(0))
-    file.flush()
 
 
 def create_particles(file: Any, topology: Topology, group: str = GROUP) -> None:
@@ -118,9 +120,9 @@ def create_particles(file: Any, topology: Topology, group: str = GROUP) -> None:
 
 
 def create_elements(
-    file: Any, frames: Sequence[Frame], fields: frozenset[str], storage: Mapping[str, Any], group: str = GROUP
+    file: Any, first: Frame, fields: frozenset[str], *, rows: int, storage: Mapping[str, Any], group: str = GROUP
 ) -> None:
-    """Create empty elements for `fields`; shapes and chunks are made for blocks like `frames`.
+    """Create empty elements for `fields`, with shapes as in the first frame and chunks of up to `rows` frames.
 
     `storage` holds the options of `h5py.Group.create_dataset` for arrays with one row per atom.
     """
@@ -128,13 +130,13 @@ def create_elements(
     for element in ELEMENTS:
         if element.field not in fields:
             continue
-        shape = np.shape(getattr(frames[0], element.field))
+        shape = np.shape(getattr(first, element.field))
         target = file.create_group(element.path(group))
         per_atom = len(shape) == 2 and element.field != "cell"
         size = int(np.prod(shape))
-        rows = max(1, min(len(frames), CHUNK_BYTES // (8 * size)) if per_atom else AXIS_CHUNK // size)
+        length = max(1, min(rows, CHUNK_BYTES // (8 * size)) if per_atom else AXIS_CHUNK // size)
         options = storage if per_atom else {"dtype": "float64"}
-        value = target.create_dataset("value", (0, *shape), maxshape=(None, *shape), chunks=(rows, *shape), **options)
+        value = target.create_dataset("value", (0, *shape), maxshape=(None, *shape), chunks=(length, *shape), **options)
         value.attrs["unit"] = element.unit
         axes = axes or _create_axes(target, timed="time_fs" in fields)
         for name, dataset in axes.items():
@@ -158,11 +160,9 @@ def write_block(file: Any, frames: Sequence[Frame], fields: frozenset[str], star
         dataset[start:stop] = rows
 
 
-def commit(file: Any, n_frames: int) -> None:
-    """Bring all data to disk, then the number of frames that are complete."""
-    file.flush()
+def set_committed(file: Any, n_frames: int) -> None:
+    """State the number of frames that are complete."""
     file[COMMITTED][()] = n_frames
-    file.flush()
 
 
 def discard_torn_tail(file: Any, n_frames: int, fields: frozenset[str], group: str = GROUP) -> None:

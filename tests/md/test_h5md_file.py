@@ -132,6 +132,6 @@ def test_a_folder_that_cannot_be_written_is_refused(path: Path, monkeypatch: pyt
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "errno = 13")
 
-    monkeypatch.setattr(h5py, "File", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(PermissionError, match=r"permission denied\): choose a file in an existing, writable folder"):
         write_h5md(path, molecule("H2O"))
