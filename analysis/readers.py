@@ -99,7 +99,9 @@ class TrajectoryFile:
     @property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the file: level of theory, temperature and so on, as its writer named them."""
-        return {name: value.item() if np.ndim(value) == 0 else value for name, value in self._file.attrs.items()}
+        return {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in self._file.attrs.items()
+        }
 
     def close(self) -> None:
         """Close the file; further calls do nothing."""

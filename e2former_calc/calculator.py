@@ -16,7 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from e2former_calc.checkpoint.loading import DEFAULT_MODEL, load_potential, resolve_path, sha256
+from e2former_calc.checkpoint.loading import DEFAULT_MODEL, bundled_models_for, load_potential, resolve_path, sha256
 from e2former_calc.electronic_state import (
     ElectronicState,
     as_integer,
@@ -35,7 +35,7 @@ ENERGY_PROPERTIES = ("energy", "free_energy", "energies")
 
 _FILE_OPTIONS: dict[str, Any] = {
     "config": None, "head": None, "variant": None, "device": "auto", "dtype": "float32", "forces": "auto",
-    "neighbor_cap": "official", "implementation": "auto",
+    "neighbor_cap": "official", "implementation": "auto", "weights": "raw",
 }  # fmt: skip
 """Options that only matter when a file is loaded, with their defaults."""
 
@@ -52,7 +52,8 @@ class E2FormerCalculator(Calculator):
             the bundled model that covers most (`checkpoint.loading.DEFAULT_MODEL`).
         config: official YAML of the checkpoint; found beside it if there is only one.
         head: output head; needed if the file has several.
-        variant: "main" or "legacy" for official E2Former-V2 files.
+        variant: code base of an official file: "main" or "legacy" (E2Former-V2), "scitix", "modular", "microsoft" or
+            "lsr" (E2Former, needed only where the file leaves it open).
         device: "auto", "cpu", "cuda", ...
         dtype: "float32" or "float64" arithmetic of the network; geometry and sums are float64 always.
         charge: total charge in e; overrides `atoms.info["charge"]`.
@@ -64,6 +65,7 @@ class E2FormerCalculator(Calculator):
         strict: False turns refusals about elements, charge, spin and distant structures into warnings.
         outside: what to do far from the training data, if the model knows them: "warn" once, "error" also refuses
             what is very far, "ignore"; "auto" is what the model asks for, or "warn". See `get_extrapolation`.
+        weights: "raw", or "ema" for the running average in a full training state of an official E2Former run.
 
     Attributes:
         additional_outputs: of the last calculation, `force_source` ("gradient" or "head") and, if the model knows
@@ -93,6 +95,7 @@ class E2FormerCalculator(Calculator):
         implementation: str = "auto",
         strict: bool = True,
         outside: str = "auto",
+        weights: str = "raw",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if outside not in OUTSIDE_CHOICES:
@@ -108,6 +111,7 @@ class E2FormerCalculator(Calculator):
             "model": _absolute(model), "config": _absolute(config), "head": head, "variant": variant,
             "device": str(device or "auto"), "dtype": dtype,
             "forces": forces, "neighbor_cap": neighbor_cap, "implementation": implementation, "strict": strict,
+            "weights": weights,
         }  # fmt: skip
         self._sha256: str | None = None
         self._potential: Potential | None = None
@@ -386,7 +390,9 @@ class E2FormerCalculator(Calculator):
         formula = atoms.get_chemical_formula() if compositions else ""
         if compositions and formula not in compositions:
             known = ", ".join(sorted(compositions))
-            self._refuse(f"this model was trained on {known} only and says nothing about {formula}: use another model")
+            names = " or ".join(map(repr, bundled_models_for(formula)))
+            remedy = f"use {names}" if names else "use a model for it; none comes with the package"
+            self._refuse(f"this model was trained on {known} only and says nothing about {formula}: {remedy}")
 
     def _refuse(self, problem: str) -> None:
         if self.strict:

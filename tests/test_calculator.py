@@ -342,6 +342,11 @@ def test_a_model_of_one_molecule_refuses_others(tiny):
         molecule("CH4").calc = E2FormerCalculator(narrow)
 
 
+def test_the_default_model_names_the_bundled_model_for_another_molecule():
+    with pytest.raises(ValueError, match="says nothing about C2H6O: use 'ethanol-rmd17'"):
+        molecule("CH3CH2OH").calc = E2FormerCalculator()
+
+
 def test_pbc_without_a_cell_is_refused(calculator):
     with pytest.raises(ValueError, match=r"atoms\.pbc = False"):
         calculator.get_property("energy", Atoms("HF", positions=[[0, 0, 0], [0, 0, 0.9]], pbc=True))
@@ -382,7 +387,9 @@ def test_bad_options_are_named(tiny_checkpoint, options, message):
         E2FormerCalculator(tiny_checkpoint, **options)
 
 
-@pytest.mark.parametrize("options", [{"dtype": "float64"}, {"head": "omol25"}, {"neighbor_cap": "none"}])
+@pytest.mark.parametrize(
+    "options", [{"dtype": "float64"}, {"head": "omol25"}, {"neighbor_cap": "none"}, {"weights": "ema"}]
+)
 def test_options_of_a_file_are_refused_with_a_loaded_potential(tiny, options):
     with pytest.raises(ValueError, match=rf"\['{next(iter(options))}'\] say how to load a file"):
         E2FormerCalculator(tiny, **options)

@@ -34,14 +34,14 @@ def test_there_are_two_shell_commands():
 def test_the_first_command_relaxes_the_bundled_molecule(tmp_path, monkeypatch):
     command = blocks("bash")[0].split("&&")[1]
     program, *arguments = shlex.split(command)
-    structure = ROOT / "examples" / "ethanol.xyz"
+    structure = ROOT / "examples" / "Ac-Ala3-NHMe.xyz"
     assert program == "e2former"
-    assert "examples/ethanol.xyz" in arguments
+    assert "examples/Ac-Ala3-NHMe.xyz" in arguments
     monkeypatch.chdir(tmp_path)
-    arguments = [str(structure) if argument == "examples/ethanol.xyz" else argument for argument in arguments]
+    arguments = [str(structure) if argument == "examples/Ac-Ala3-NHMe.xyz" else argument for argument in arguments]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "ethanol-relaxed.extxyz").exists()
+    assert (tmp_path / "Ac-Ala3-NHMe-relaxed.extxyz").exists()
 
 
 def test_every_command_in_the_table_exists():

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.units import _amu
 
-from e2former_calc.structures import MOLECULES, molecule, water_box
+from e2former_calc.analysis.readers import read_trajectory
+from e2former_calc.checkpoint import load_model
+from e2former_calc.structures import MOLECULES, molecule, reference_file, water_box
 
 
 @pytest.mark.parametrize(("name", "formula"), list(zip(MOLECULES, ("C2H6O", "C9H8O4", "C12H22N4O4"), strict=True)))
@@ -15,6 +18,18 @@ def test_molecules_have_the_right_formula(name: str, formula: str) -> None:
 def test_unknown_molecule_is_refused_with_the_known_names() -> None:
     with pytest.raises(ValueError, match=r"no molecule 'caffeine'.*ethanol"):
         molecule("caffeine")
+
+
+def test_the_reference_trajectory_is_of_the_molecule_of_its_model() -> None:
+    trajectory = read_trajectory(reference_file("ala3-gfn2"))
+    formula = Atoms(trajectory.numbers).get_chemical_formula("hill")
+    assert load_model("ala3-gfn2").card.compositions == (formula,)
+    assert trajectory.spacing_fs() * (len(trajectory.positions) - 1) >= 100_000.0
+
+
+def test_unknown_references_are_refused_with_the_known_names() -> None:
+    with pytest.raises(ValueError, match=r"for 'caffeine'; there are \['ala3-gfn2'\]"):
+        reference_file("caffeine")
 
 
 def test_water_box_has_the_density_of_the_liquid() -> None:

@@ -17,6 +17,7 @@ from e2former_calc import E2FormerCalculator
 from e2former_calc.checkpoint import CheckpointError, load_model
 from e2former_calc.train import TrainingRun, read_plan
 
+TRAINING_STATE = Path(__file__).parent / "data" / "e2former_v1" / "checkpoint.pt"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = {"channels": 8, "lmax": 1, "num_layers": 1, "num_heads": 4, "head_width": 2, "num_basis": 8, "max_radius": 4.0}
 
@@ -173,6 +174,97 @@ def test_least_squares_references_correct_the_model_that_is_fine_tuned(plan_file
         float(run.potential(system, properties=frozenset({"energy"})).energy) for system in run.data.training.systems
     ]
     assert np.mean(predicted) == pytest.approx(float(run.data.training.energy.mean()), abs=1e-4)
+
+
+def original(path: Path, **fields) -> Path:
+    """Turn the plan into one for a small original E2Former."""
+    return change(path, model={"architecture": "e2former_v1", **fields})
+
+
+def test_an_original_e2former_is_trained_and_loaded(plan_file, frames):
+    run = trained(original(plan_file))
+    system = run.data.training.systems[0]
+    expected = float(run.potential(system, properties=frozenset({"energy"})).energy)
+    atoms = Atoms(system.numbers.numpy(), system.positions.numpy())
+    assert E2FormerCalculator(run.model_file).get_potential_energy(atoms) == pytest.approx(expected, rel=1e-7)
+    card = load_model(run.model_file).card
+    assert (card.architecture, card.variant, card.forces, card.max_neighbors) == (
+        "e2former_v1",
+        "lsr",
+        "gradient",
+        None,
+    )
+    assert "energy jumps where a pair crosses the cutoff" in card.known_failures
+
+
+def test_an_original_e2former_keeps_every_pair_of_a_dense_crystal(plan_file):
+    model = trained(original(plan_file)).model_file
+    ice = molecule("H2O", cell=[2.4, 2.6, 2.8], pbc=True)
+    energies = [
+        E2FormerCalculator(model, neighbor_cap=cap, dtype="float64", outside="ignore").get_potential_energy(ice)
+        for cap in ("official", "none")
+    ]
+    assert energies[0] == energies[1]
+
+
+@pytest.mark.parametrize(
+    ("variant", "normalization"),
+    [("lsr", "smooth_softplus"), ("scitix", "smooth_softmax"), ("modular", "smooth_softmax")],
+)
+def test_an_original_e2former_has_the_smoothest_weights_of_its_variant(plan_file, variant, normalization):
+    plan = read_plan(original(plan_file, variant=variant))
+    run = TrainingRun(plan, plan_file.parent / "m", device=torch.device("cpu"))
+    assert run.loaded.config.normalization == normalization
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"architecture": "e2former_v3"}, "architecture must be e2former_v2 or e2former_v1, got 'e2former_v3'"),
+        ({"max_neighbors": 20}, r"\['max_neighbors'\] are limits of the official code; training keeps every pair"),
+        ({"clusters": "fragments"}, "clusters 'fragments' must be given for every structure"),
+        ({"avg_degree": 20.0}, r"unknown configuration fields \['avg_degree'\]"),
+        ({"variant": "main"}, "variant must be 'scitix' or 'modular' or 'microsoft' or 'lsr', got 'main'"),
+    ],
+)
+def test_a_bad_original_e2former_is_refused(plan_file, fields, message):
+    plan = read_plan(original(plan_file, **fields))
+    with pytest.raises(ValueError, match=message):
+        TrainingRun(plan, plan_file.parent / "m", device=torch.device("cpu"))
+
+
+def test_charges_that_a_network_does_not_see_are_refused(plan_file):
+    frames = ase.io.read(plan_file.parent / "frames.extxyz", ":")
+    frames[0].info["charge"] = 1
+    ase.io.write(plan_file.parent / "frames.extxyz", frames)
+    plan = read_plan(change(original(plan_file), data={"validation": 0}))
+    with pytest.raises(ValueError, match="differ in charge, which variant 'lsr' of E2Former does not see"):
+        TrainingRun(plan, plan_file.parent / "m", device=torch.device("cpu"))
+
+
+def test_an_official_training_state_of_the_original_e2former_can_be_fine_tuned(plan_file):
+    fine_tuning(plan_file, TRAINING_STATE, model={"frozen": ["atom_embedding."]}, reference_energies="least-squares")
+    after = load_model(trained(plan_file).model_file)
+    before = load_model(TRAINING_STATE).model.state_dict()
+    changed = {name for name, tensor in after.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any(name.startswith("blocks.") for name in changed)
+    assert not any(name.startswith("atom_embedding.") for name in changed)
+    assert (after.card.forces, after.card.max_neighbors) == ("gradient", None)
+    assert not after.model.has_force_head
+    assert f"constant of {after.config.energy_shift:g} eV" in after.card.known_failures
+
+
+def test_fine_tuning_starts_from_the_weights_that_are_asked_for(plan_file):
+    fine_tuning(plan_file, TRAINING_STATE, model={"weights": "ema", "variant": "scitix"})
+    run = TrainingRun(read_plan(plan_file), plan_file.parent / "m", device=torch.device("cpu"))
+    average = load_model(TRAINING_STATE, weights="ema").model.state_dict()
+    assert all(torch.equal(tensor, average[name]) for name, tensor in run.loaded.model.state_dict().items())
+
+
+def test_the_original_e2former_gets_no_new_head(plan_file):
+    fine_tuning(plan_file, TRAINING_STATE, model={"new_head": "mine"})
+    with pytest.raises(CheckpointError, match="leave out new_head='mine' to train its head 'energy'"):
+        TrainingRun(read_plan(plan_file), plan_file.parent / "m", device=torch.device("cpu"))
 
 
 @pytest.mark.shared

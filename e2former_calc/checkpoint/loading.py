@@ -36,8 +36,8 @@ from e2former_calc.potentials.potential import EnergyPotential
 
 MODELS_FOLDER = Path(__file__).parent.parent / "models"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-DEFAULT_MODEL = "ethanol-rmd17"
-"""Bundled model that the command line uses if none is named."""
+DEFAULT_MODEL = "ala3-gfn2"
+"""Bundled model that is used if none is named."""
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "blocked")
 OFFICIAL_KERNELS: dict[str, Implementation] = {"math": "reference", "memory_efficient": "blocked", "flash": "blocked"}
 """Names of the official E2Former README for execution choices of the same mathematics."""
@@ -129,7 +129,8 @@ def load_potential(
         device: "auto" takes CUDA if there is a usable device.
         dtype: "float32" or "float64", the arithmetic of the network.
         forces: "auto" is what the model was trained for; "gradient" and "head" choose.
-        neighbor_cap: "official" reproduces the official selection of neighbours, "none" keeps all.
+        neighbor_cap: "official" reproduces the official selection of neighbours, if the model was trained with one;
+            "none" keeps all.
         implementation: "reference", "blocked" or "auto" (which is "blocked"); also "math" (which is "reference"),
             "memory_efficient" and "flash" (which are "blocked").
         strict: False also evaluates elements that the model was not trained on.
@@ -155,7 +156,7 @@ def load_potential(
         reference_energies=loaded.reference_energies,
         elements=loaded.elements[chosen],
         force_mode=trained if forces == "auto" else forces,
-        neighbor_cap=neighbor_cap,
+        neighbor_cap="none" if neighbor_cap == "official" and _keeps_every_pair(loaded) else neighbor_cap,
         uses_charge=loaded.card.uses_charge,
         uses_spin=loaded.card.uses_spin,
         compositions=frozenset(loaded.card.compositions),
@@ -165,6 +166,11 @@ def load_potential(
     )
     potential.model.to(dtype=resolve_dtype(dtype))
     return potential.to(resolve_device(device))
+
+
+def _keeps_every_pair(loaded: LoadedModel) -> bool:
+    """True for an original E2Former that was trained by this package, without the limits of the official code."""
+    return isinstance(loaded.config, E2FormerV1Config) and loaded.card.max_neighbors is None
 
 
 def load_model(
@@ -194,6 +200,12 @@ def load_model(
 def bundled_models() -> list[str]:
     """Names of the models that come with the package."""
     return sorted(path.stem for path in MODELS_FOLDER.glob("*.safetensors"))
+
+
+def bundled_models_for(formula: str) -> list[str]:
+    """Names of the bundled models that are meant for structures of this formula (Hill order)."""
+    cards = {name: read_native(MODELS_FOLDER / f"{name}.safetensors").card for name in bundled_models()}
+    return [name for name, card in cards.items() if not card.compositions or formula in card.compositions]
 
 
 def resolve_path(path_or_name: str | Path) -> Path:

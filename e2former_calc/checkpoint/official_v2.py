@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from e2former_calc.checkpoint.errors import CheckpointError
+from e2former_calc.checkpoint.strict_state import differences
 from e2former_calc.potentials.e2former_v2 import E2FormerV2, E2FormerV2Config
 
 _BLOCK = r"(?:long_range\.)?blocks\.\d+"
@@ -103,7 +104,7 @@ def build_official_v2(config: E2FormerV2Config, state: Mapping[str, Tensor]) -> 
     """
     model = initialize(config)
     renamed, official_name = rename_state(config, state)
-    problems = _compare(model, renamed, official_name) + _check_basis(config, state)
+    problems = differences(model.state_dict(), renamed, official_name) + _check_basis(config, state)
     if problems:
         raise CheckpointError(
             "the checkpoint does not fit its configuration:\n  "
@@ -151,28 +152,6 @@ def _rename(key: str, embedding_layer_norm: bool) -> str:
         layer = layers.get(match[1], f"net.{match[1]}")
         key = key.replace(f"net.{match[1]}.", f"{layer}.")
     return key
-
-
-def _compare(model: E2FormerV2, state: Mapping[str, Tensor], official: Mapping[str, str]) -> list[str]:
-    expected = model.state_dict()
-    missing = sorted(set(expected) - set(state))
-    unexpected = sorted(official[name] for name in set(state) - set(expected))
-    shapes = sorted(
-        f"{official[name]} has shape {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in set(state) & set(expected)
-        if state[name].shape != expected[name].shape
-    )
-    finite = sorted(
-        f"{official[name]} contains NaN or infinity" for name, t in state.items() if not bool(torch.isfinite(t).all())
-    )
-    return _listing("missing tensors", missing) + _listing("unexpected tensors", unexpected) + shapes + finite
-
-
-def _listing(title: str, names: list[str], limit: int = 12) -> list[str]:
-    if not names:
-        return []
-    shown = ", ".join(names[:limit])
-    return [f"{len(names)} {title}: {shown}" + (f", and {len(names) - limit} more" if len(names) > limit else "")]
 
 
 def _check_basis(config: E2FormerV2Config, state: Mapping[str, Tensor]) -> list[str]:

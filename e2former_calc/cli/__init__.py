@@ -9,11 +9,13 @@ from e2former_calc.cli.group import LazyGroup
 COMMANDS = {
     "energy": "Energy, forces and stress of structures.",
     "relax": "Relax a structure, and its cell if asked.",
+    "md": "Molecular dynamics of a structure, several replicas in one batch, restartable.",
     "info": "Describe a model, or this installation.",
     "convert": "Write an official checkpoint as one safe, self-describing file.",
     "doctor": "Check a model: gradients, symmetries, extensivity, batches.",
     "bench": "Measure the speed of a model on this machine.",
     "train": "Train or fine-tune a model.",
+    "analyze": "Judge rollouts against a reference trajectory: numbers, figures, a report.",
     "reference": "Reference trajectories: molecular dynamics with xTB or any ASE calculator.",
 }
 """Subcommands and their one-line help; each is `e2former_calc.cli.<name>.<name>`."""

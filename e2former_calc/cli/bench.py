@@ -153,7 +153,7 @@ def model_spec(options: ModelOptions, shape: str | None) -> ModelSpec:
     config = str(options.model_config.resolve()) if options.model_config else None
     more = {
         "config": config, "head": options.head, "variant": options.variant, "forces": options.forces,
-        "strict": options.strict,
+        "strict": options.strict, "weights": options.weights,
     }  # fmt: skip
     return ModelSpec({"model": model, **chosen, **more}, seed=options.seed)
 

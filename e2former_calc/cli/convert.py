@@ -18,7 +18,7 @@ from e2former_calc.checkpoint.card import UNKNOWN
 from e2former_calc.checkpoint.loading import LoadedModel, resolve_path, sha256
 from e2former_calc.checkpoint.native import NativeContent, read_native
 from e2former_calc.cli.messages import echo_table, notice
-from e2former_calc.cli.options import model_config_option, overwrite_option, run_options, variant_option
+from e2former_calc.cli.options import model_config_option, overwrite_option, run_options, variant_option, weights_option
 from e2former_calc.cli.output import check_outputs, replacing
 from e2former_calc.potentials.potential import EnergyPotential
 from e2former_calc.potentials.training.dataset import Dataset
@@ -66,6 +66,7 @@ def card_options(function: Any) -> Any:
 )  # fmt: skip
 @model_config_option
 @variant_option
+@weights_option
 @overwrite_option
 @run_options
 def convert(
@@ -78,6 +79,7 @@ def convert(
     validation_frames: str | None,
     model_config: Path | None,
     variant: str | None,
+    weights: str,
     overwrite: bool,
     **card_fields: str | bool | None,
 ) -> None:
@@ -88,7 +90,7 @@ def convert(
     if target.suffix != ".safetensors":
         raise click.UsageError(f"TARGET must end in .safetensors, got {str(target)!r}")
     check_outputs([target], inputs=[resolve_path(source)], overwrite=overwrite)
-    loaded = load_model(source, model_config, variant=variant)
+    loaded = load_model(source, model_config, variant=variant, weights=weights)
     if training_frames is not None:
         loaded = with_domain(loaded, training_frames, validation_frames)
     elif validation_frames is not None:

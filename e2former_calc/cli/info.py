@@ -15,7 +15,7 @@ from e2former_calc.checkpoint.card import ModelCard
 from e2former_calc.checkpoint.loading import DEFAULT_MODEL, LoadedModel, bundled_models, load_model, sha256
 from e2former_calc.cli.messages import FORCE_SOURCES, echo_table, plural
 from e2former_calc.cli.models import native_card
-from e2former_calc.cli.options import model_config_option, run_options, variant_option
+from e2former_calc.cli.options import model_config_option, run_options, variant_option, weights_option
 from e2former_calc.cli.summary import json_ready, versions
 from e2former_calc.potentials.applicability import FOREIGN, UNUSUAL
 
@@ -28,16 +28,17 @@ LINE_WIDTH = 100
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @model_config_option
 @variant_option
+@weights_option
 @run_options
-def info(model: str | None, as_json: bool, model_config: Path | None, variant: str | None) -> None:
+def info(model: str | None, as_json: bool, model_config: Path | None, variant: str | None, weights: str) -> None:
     """Describe MODEL (a path or a bundled name); without MODEL the installation and the bundled models."""
     if model is None:
-        if model_config is not None or variant is not None:
-            raise click.UsageError("--model-config and --variant need a MODEL")
+        if model_config is not None or variant is not None or weights != "raw":
+            raise click.UsageError("--model-config, --variant and --weights need a MODEL")
         content = installation()
         _echo_json(content) if as_json else _echo_installation(content)
         return
-    loaded = load_model(model, model_config, variant=variant)
+    loaded = load_model(model, model_config, variant=variant, weights=weights)
     content = describe(loaded)
     _echo_json(content) if as_json else _echo_model(loaded, content)
 

@@ -19,7 +19,7 @@ FORCE_SOURCES = {"gradient": "gradient of the energy", "head": "force head, not 
 """Where forces come from, in words."""
 
 _ARGUMENT = re.compile(
-    r"\b(config|head|variant|device|dtype|charge|spin|forces|neighbor_cap)=('[^']*'|\"[^\"]*\"|\.\.\.|[\w.+-]+)"
+    r"\b(config|head|variant|weights|device|dtype|charge|spin|forces|neighbor_cap)=('[^']*'|\"[^\"]*\"|\.\.\.|[\w.+-]+)"
 )
 _OPTION_NAMES = {"config": "model-config", "neighbor_cap": "neighbor-cap"}
 

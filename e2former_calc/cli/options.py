@@ -50,6 +50,7 @@ class ModelOptions:
     out: Path | None
     seed: int
     strict: bool = True
+    weights: str = "raw"
 
     def model_name(self) -> str:
         """The model to use: the one given, or the default."""
@@ -74,6 +75,7 @@ class ModelOptions:
             "model": self.model_name(), "config": self.model_config, "head": self.head, "variant": self.variant,
             "device": self.device, "dtype": self.dtype, "charge": self.charge, "spin": self.spin,
             "forces": self.forces, "neighbor_cap": self.neighbor_cap, "strict": self.strict,
+            "weights": self.weights,
         }  # fmt: skip
         return E2FormerCalculator(**(arguments | extra))
 
@@ -94,7 +96,7 @@ def model_options(function: Command) -> Command:
     def command(**values: Any) -> Any:
         return function(_take(ModelOptions, values), **values)
 
-    shared = (*_MODEL_OPTIONS, model_config_option, variant_option, *_CALCULATOR_OPTIONS, run_options)
+    shared = (*_MODEL_OPTIONS, model_config_option, variant_option, weights_option, *_CALCULATOR_OPTIONS, run_options)
     return cast(Command, _decorate(command, shared))
 
 
@@ -181,8 +183,15 @@ model_config_option = click.option(
 )  # fmt: skip
 
 variant_option = click.option(
-    "--variant", metavar="NAME", help="Code base that an official file belongs to: main or legacy."
-)
+    "--variant", metavar="NAME",
+    help="Code base that an official file belongs to. E2Former-V2: main or legacy; E2Former: scitix, modular, "
+    "microsoft or lsr, needed only where the file leaves it open.",
+)  # fmt: skip
+
+weights_option = click.option(
+    "--weights", type=click.Choice(["raw", "ema"]), default="raw", show_default=True,
+    help="Weights of an official E2Former training state: the last ones, or their running average.",
+)  # fmt: skip
 
 _MODEL_OPTIONS = (
     click.option(

@@ -70,6 +70,7 @@ def describe_model(calculator: E2FormerCalculator) -> dict[str, Any]:
         "sha256": recipe["sha256"],
         "config": recipe["config"],
         "variant": recipe["variant"],
+        "weights": recipe["weights"],
         "head": getattr(potential, "head", recipe["head"]),
         "cutoff_A": potential.cutoff,
         "neighbor_cap": recipe["neighbor_cap"],

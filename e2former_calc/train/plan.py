@@ -60,9 +60,11 @@ class TrainingPlan:
         training: files to learn from.
         validation: number of frames kept aside, or a file.
         test: frames that are only used for the final errors, or None.
-        network: fields of `E2FormerV2Config`; those that are not given are `SMOOTH_NETWORK`'s.
+        network: `architecture` (e2former_v2 if it is not given, or e2former_v1) and fields of `E2FormerV2Config` or
+            `E2FormerV1Config`; those that are not given have the values of `networks.fresh`.
         start_from: model file to fine-tune, or None.
         config: official YAML of `start_from`.
+        variant, weights: of an official file, as in `load_potential`.
         head: head of `start_from` that is trained.
         new_head: name of a head that is added to `start_from` as a copy of `head`, and trained instead of it.
         frozen: beginnings of the names of parameters that keep their values.
@@ -79,6 +81,8 @@ class TrainingPlan:
     network: Mapping[str, Any] = field(default_factory=dict)
     start_from: str | None = None
     config: Path | None = None
+    variant: str | None = None
+    weights: str = "raw"
     head: str | None = None
     new_head: str | None = None
     frozen: tuple[str, ...] = ()
@@ -111,6 +115,7 @@ def read_plan(path: Path) -> TrainingPlan:
         raise ValueError(f"{path}: `validation` must be a number of frames or a file, got {validation!r}")
     here = path.parent
     start_from, config = model.pop("start_from", None), model.pop("config", None)
+    official = {key: model.pop(key) for key in ("variant", "weights") if start_from is not None and key in model}
     head, new_head, frozen = model.pop("head", None), model.pop("new_head", None), tuple(model.pop("frozen", ()))
     if start_from is None and (head or new_head or config):
         raise ValueError(f"{path}: head, new_head and config in section model belong to start_from, which is missing")
@@ -124,6 +129,7 @@ def read_plan(path: Path) -> TrainingPlan:
         network=model,
         start_from=_path_or_name(start_from, here),
         config=None if config is None else here / config,
+        **official,
         head=head,
         new_head=new_head,
         frozen=frozen,

@@ -20,7 +20,7 @@ from e2former_calc.potentials.training.domain import measure_domain
 from e2former_calc.potentials.training.errors import Comparison, Errors
 from e2former_calc.potentials.training.trainer import Progress, Trainer
 from e2former_calc.train.data import read_data
-from e2former_calc.train.networks import fine_tuned, fresh
+from e2former_calc.train.networks import design_failures, fine_tuned, fresh
 from e2former_calc.train.plan import TrainingPlan
 
 
@@ -177,10 +177,11 @@ class TrainingRun:
             f"{errors.forces.mae:.1f} meV/Å, RMSE {errors.forces.rmse:.1f} meV/Å"
         )  # fmt: skip
         steps = f"{self.trainer.step} steps of {self.plan.settings.batch_size}"
+        failures = [f"structures unlike the training data ({', '.join(sorted(data.formulas)[:5])})"]
         stated: dict[str, Any] = {
             "name": self.prefix.name,
             "training_data": f"{len(data)} frames of {data.source}, {steps}",
-            "known_failures": f"structures unlike the training data ({', '.join(sorted(data.formulas)[:5])})",
+            "known_failures": "; ".join(failures + design_failures(self.loaded.config)),
             "errors": text,
             "forces": "gradient",
         }

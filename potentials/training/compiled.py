@@ -7,6 +7,7 @@ function that needs no differentiation. The shape is fixed; batches are padded t
 
 from __future__ import annotations
 
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -111,12 +112,14 @@ class CompiledLoss:
             weights, counts: as in `loss`.
 
         Raises:
-            CannotCompileError: in the first call, if the network has dropout or the compiler fails.
+            CannotCompileError: in the first call, if the network has dropout or clusters, or the compiler fails.
         """
         scalars = (weights.energy, weights.forces, weights.stress, counts.structures, counts.atoms, counts.stresses)
         inputs = self._padded(system, graphs, labels, [labels.energy.new_tensor(float(x)) for x in scalars])
         parameters = [parameter.detach() for parameter in self.parameters.values()]
         if self._graph is None:
+            if any(math.isinf(graph.cutoff) for graph in graphs):
+                raise CannotCompileError("the network has edges of any length (clusters), which cannot be padded")
             self._graph = _compiled(self._loss_and_gradients, parameters, inputs, self.backend)
         with torch.no_grad():
             value, *gradients = self._graph(parameters, *inputs)
@@ -211,7 +214,12 @@ def _compiled(
         # The compiler's own deprecations are not the user's.
         warnings.simplefilter("ignore")
         # A method has one argument more than the tracer counts.
-        traced = make_fx(partial(function))(parameters, *inputs)
+        try:
+            traced = make_fx(partial(function))(parameters, *inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise CannotCompileError(f"tracing the training step failed: {error}") from error
         random = [str(node.target) for node in traced.graph.nodes if _is_random(node.target)]
         if random:
             raise CannotCompileError(f"the network draws random numbers ({random[0]}): set alpha_dropout to 0")

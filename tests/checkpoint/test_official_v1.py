@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,15 @@ def test_running_average_replaces_the_weights(stored):
     assert average["atom_embedding.element.weight"].equal(stored["ema"]["shadow_params"][0])
     assert average["force_heads.energy.linear.weight"].equal(stored["ema"]["shadow_params"][-1])
     assert sum(not raw[name].equal(average[name]) for name in raw) > 100
+
+
+def test_a_calculator_remembers_which_weights_it_uses():
+    atoms = molecule("CH3CH2OH")
+    raw, average = (E2FormerCalculator(FILE, forces="gradient", weights=w) for w in ("raw", "ema"))
+    assert average.todict()["weights"] == "ema"
+    energy = average.get_potential_energy(atoms)
+    assert energy != raw.get_potential_energy(atoms)
+    assert pickle.loads(pickle.dumps(average)).get_potential_energy(atoms) == energy
 
 
 def test_a_missing_running_average_is_an_error(rewritten):

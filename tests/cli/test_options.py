@@ -11,6 +11,8 @@ from e2former_calc.cli.options import ModelOptions, model_options
 
 from .conftest import Run
 
+TRAINING_STATE = Path(__file__).resolve().parents[1] / "data" / "e2former_v1" / "checkpoint.pt"
+
 
 @click.command()
 @model_options
@@ -101,6 +103,8 @@ def test_uncovered_structure_is_only_warned_about_on_request(run: Run, model: Pa
         (["--head", "nope"], "has no head 'nope'; choose --head ..."),
         (["--dtype", "half"], "'half' is not one of 'float32', 'float64'"),
         (["--forces", "head"], "no force head"),
+        (["--weights", "ema"], "holds one set of weights only"),
+        (["--weights", "best"], "'best' is not one of 'raw', 'ema'"),
         (["--charge", "99"], "charge 99 is outside -10 ... 10"),
         (["--config", "none.yaml"], "none.yaml"),
     ],
@@ -109,6 +113,25 @@ def test_bad_shared_option_is_one_line(run: Run, model: Path, water: Path, argum
     result = run("energy", water, "--model", model, *arguments)
     assert result.exit_code == 1
     assert message in result.stderr.splitlines()[-1]
+
+
+def test_the_running_average_of_a_training_state_can_be_chosen(run: Run, water: Path) -> None:
+    outputs = {}
+    for choice in ("raw", "ema"):
+        result = run(
+            "energy", water, "--model", TRAINING_STATE, "--weights", choice, "--forces", "gradient", "--out", choice
+        )
+        assert result.exit_code == 0, result.output
+        assert f'"weights": "{choice}"' in Path(f"{choice}-summary.json").read_text()
+        outputs[choice] = result.stdout
+    assert outputs["raw"] != outputs["ema"]
+
+
+@pytest.mark.parametrize("command", ["energy", "doctor", "relax", "bench", "info", "convert"])
+def test_help_lists_every_variant_and_both_weights(run: Run, command: str) -> None:
+    text = " ".join(run(command, "--help").output.split())
+    for word in ("main", "legacy", "scitix", "modular", "microsoft", "lsr", "[raw|ema]"):
+        assert word in text
 
 
 @pytest.mark.parametrize(

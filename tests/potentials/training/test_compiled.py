@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from ase import Atoms
 
+from e2former_calc.potentials.e2former_v1 import E2FormerV1, E2FormerV1Config
+from e2former_calc.potentials.potential import EnergyPotential
 from e2former_calc.potentials.system import System
 from e2former_calc.potentials.training.batches import Batches
 from e2former_calc.potentials.training.compiled import (
@@ -19,7 +23,7 @@ from e2former_calc.potentials.training.compiled import (
 from e2former_calc.potentials.training.dataset import Dataset
 from e2former_calc.potentials.training.loss import LossCounts, loss
 from e2former_calc.potentials.training.settings import LossWeights, TrainingSettings
-from e2former_calc.potentials.training.trainer import Trainer
+from e2former_calc.potentials.training.trainer import COMPILE_FROM_STEPS, Trainer
 
 SETTINGS = TrainingSettings(batch_size=3, energy_weight=1.0, force_weight=1.0, stress_weight=20.0)
 WEIGHTS, CUTOFF = LossWeights(1.5, 0.7, 20.0), 4.0
@@ -89,6 +93,58 @@ def test_dropout_cannot_be_compiled(potential, dataset):
     graphs, counts = potential.graphs(system, lists), LossCounts.of(labels)
     with pytest.raises(CannotCompileError, match="set alpha_dropout to 0"):
         compiled_loss(potential, batches)(system, graphs, labels, weights=WEIGHTS, counts=counts)
+
+
+@pytest.fixture
+def original_potential() -> Callable[..., EnergyPotential]:
+    """The original E2Former with random weights; keyword arguments change its configuration."""
+    config = E2FormerV1Config(
+        variant="modular", heads=("default",), channels=4, lmax=1, conv_multiplicity=1, num_layers=1, num_heads=2,
+        head_width=2, num_basis=8, max_radius=4.0, pbc_max_radius=4.0, max_neighbors=1000, orders=("first",),
+        normalization="smooth_softmax", alpha_dropout=0.0, energy_shift=2.0, encoder_channels=4,
+    )  # fmt: skip
+
+    def build(**changes: Any) -> EnergyPotential:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            model = E2FormerV1(replace(config, **changes))
+        return EnergyPotential(
+            model, head="default", reference_energies={"default": torch.zeros(119)}, elements=frozenset({1, 8}),
+            force_mode="gradient", neighbor_cap="none",
+        )  # fmt: skip
+
+    return build
+
+
+def test_traced_steps_of_the_original_e2former_equal_plain_ones(original_potential, mixed):
+    batches = Batches(mixed, CUTOFF)
+    compiled = compiled_loss(original_potential(), batches)
+    for indices in ([12, 0, 1], [13]):
+        assert_equals_plain(compiled, batches, indices)
+
+
+def test_clusters_cannot_be_compiled_and_are_trained_plainly(original_potential, dataset, monkeypatch):
+    monkeypatch.setattr("e2former_calc.potentials.training.trainer.compiler_available", lambda _: True)
+    settings = TrainingSettings(batch_size=2, steps=COMPILE_FROM_STEPS)
+    trainer = Trainer(original_potential(clusters="kmeans"), Batches(dataset, CUTOFF), None, settings)
+    assert trainer.compiled is not None
+    with pytest.warns(UserWarning, match=r"edges of any length \(clusters\).*; training goes on without compiling"):
+        trainer.train_step()
+    trainer.train_step()
+    assert (trainer.step, trainer.compiled) == (2, None)
+
+
+def test_a_network_that_cannot_be_traced_is_named(potential, dataset, monkeypatch):
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("a value of a tensor is needed")
+
+    batches = Batches(dataset, CUTOFF)
+    system, lists, labels = batches.batch([0, 1])
+    graphs, counts = potential.graphs(system, lists), LossCounts.of(labels)
+    compiled = compiled_loss(potential, batches)
+    monkeypatch.setattr(potential.model, "forward", fails)
+    with pytest.raises(CannotCompileError, match="tracing the training step failed: a value of a tensor is needed"):
+        compiled(system, graphs, labels, weights=WEIGHTS, counts=counts)
 
 
 def test_capacity_is_exact_for_structures_of_one_size(potential, dataset):

@@ -1,0 +1,242 @@
+"""Structure: h(r) of molecules, g(r) of periodic systems, against the reference and its noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from e2former_calc.analysis.comparison import ComparedCurve
+from e2former_calc.analysis.distances import DistanceDistribution, distance_distribution
+from e2former_calc.analysis.histograms import BlockedHistogram, noise_floor
+from e2former_calc.analysis.pair_counts import Pair, RdfSettings
+from e2former_calc.analysis.rdf import radial_distributions
+from e2former_calc.report.figures import Curve, draw_curve, draw_pairs
+from e2former_calc.report.section import Drawing, Quantity, Section, Table, finite
+from e2former_calc.report.sources import Case
+
+MAX_PAIRS = 10
+"""Pairs of elements with curves of their own."""
+
+NO_FRAME = "No frame of any rollout is stable: there is nothing to compare."
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Words for one kind of curve."""
+
+    name: str
+    title: str
+    unit: str
+    y_label: str
+    difference: str
+    definition: str
+
+
+H_OF_R = _Kind(
+    "distances", "Interatomic distances h(r)", "1", "h(r) [1/Å]", "Δh(r) [1/Å]",
+    "integral of |Δh| over r, 0 to 2, as published; error by the jackknife over blocks of the rollouts",
+)  # fmt: skip
+G_OF_R = _Kind(
+    "rdf", "Radial distribution functions g(r)", "Å", "g(r) [1]", "Δg(r) [1]",
+    "range times the mean of |Δg|, as published; error by the jackknife over blocks of the rollouts",
+)  # fmt: skip
+
+
+def distances_section(case: Case) -> Section:
+    """h(r), total and for each pair of elements."""
+    settings, kind = case.settings, H_OF_R
+    if case.reference.pbc[0]:
+        return Section(kind.name, kind.title, skipped="h(r) is for molecules; this system is periodic.")
+    if case.reference.n_atoms < 2:
+        return Section(kind.name, kind.title, skipped="There is only one atom, and so no distance.")
+    if not case.usable:
+        return Section(kind.name, kind.title, skipped=NO_FRAME)
+    options = {"r_max_A": settings.r_max_A, "n_bins": settings.n_bins, "n_blocks": settings.n_blocks}
+    found = [distance_distribution(run.source, stop=run.usable, **options) for run in case.usable]  # type: ignore[arg-type]
+    known = distance_distribution(case.reference.source, **options)  # type: ignore[arg-type]
+    if not known.total.denominators.all():
+        return Section(kind.name, kind.title, skipped=f"No distance is shorter than {settings.r_max_A:g} Å.")
+    return _section(kind, _by_label(found), _by_label([known]), case)
+
+
+def rdf_section(case: Case) -> Section:
+    """Partial g(r) of each pair of elements."""
+    settings, kind = case.settings, G_OF_R
+    if not case.reference.pbc[1]:
+        where = "periodic in one or two directions only" if case.reference.pbc[0] else "not periodic"
+        return Section(kind.name, kind.title, skipped=f"g(r) needs a periodic system; this one is {where}.")
+    if not case.usable:
+        return Section(kind.name, kind.title, skipped=NO_FRAME)
+    pairs = _pairs(case)
+    chosen = RdfSettings(settings.rdf_r_max_A, settings.n_bins)
+    found = [
+        {
+            f"g(r) {'-'.join(part.pair)}": part.g
+            for part in radial_distributions(source, pairs, chosen, stop=stop, n_blocks=settings.n_blocks)
+        }
+        for source, stop in [(run.source, run.usable) for run in case.usable] + [(case.reference.source, None)]
+    ]
+    return _section(kind, found[:-1], found[-1:], case)
+
+
+def _pairs(case: Case) -> list[Pair]:
+    """All pairs of elements that exist; all atoms together where there are too many."""
+    elements, counts = np.unique(np.asarray(case.reference.source.numbers), return_counts=True)
+    single = {chemical_symbols[z] for z, count in zip(elements, counts, strict=True) if count == 1}
+    symbols = [chemical_symbols[z] for z in elements[::-1]]
+    pairs = [(a, b) for a, b in combinations_with_replacement(symbols, 2) if a != b or a not in single]
+    return pairs if 0 < len(pairs) <= MAX_PAIRS else [("*", "*")]
+
+
+def _by_label(distributions: Sequence[DistanceDistribution]) -> list[dict[str, BlockedHistogram]]:
+    return [
+        {"h(r)": part.total} | {f"h(r) {label}": curve for label, curve in part.partial.items()}
+        for part in distributions
+    ]
+
+
+def _section(
+    kind: _Kind,
+    rollouts: Sequence[dict[str, BlockedHistogram]],
+    reference: Sequence[dict[str, BlockedHistogram]],
+    case: Case,
+) -> Section:
+    share = sum(case.share(run) for run in case.usable)
+    rng = np.random.default_rng(case.settings.seed)
+    compared = [
+        _compare(label, pooled([part[label] for part in rollouts]), known, share, rng)
+        for label, known in reference[0].items()
+    ]
+    drawn = {curve.label: _drawn(curve, share) for curve in compared}
+    pairs = [curve for label, curve in drawn.items() if label not in ("h(r)", "g(r) *-*")][: MAX_PAIRS + 2]
+    return Section(
+        kind.name,
+        kind.title,
+        quantities=tuple(_quantity(curve, kind) for curve in compared),
+        tables=(_table(kind, compared), *_replica_table(kind, rollouts, reference[0], case)),
+        drawings=_drawings(kind, [*drawn.values()], pairs),
+        remarks=_remarks(case, share),
+    )
+
+
+def pooled(parts: Sequence[BlockedHistogram]) -> BlockedHistogram:
+    """The blocks of several trajectories together."""
+    return BlockedHistogram(
+        parts[0].edges,
+        np.concatenate([part.numerators for part in parts]),
+        np.concatenate([part.denominators for part in parts]),
+        np.concatenate([part.frames for part in parts]),
+    )
+
+
+def _compare(
+    label: str, rollout: BlockedHistogram, reference: BlockedHistogram, share: float, rng: np.random.Generator
+) -> ComparedCurve:
+    floors = [
+        noise_floor(part, rng, rollout_blocks=share * part.n_blocks)
+        for part in (reference, merged(reference, 2))
+        if part.n_blocks > 1 and part.denominators.all()
+    ]
+    floor = max(floors, key=lambda found: found.mean, default=None)
+    return ComparedCurve(label, rollout, reference, rollout.mae(reference), floor)
+
+
+def merged(curve: BlockedHistogram, size: int) -> BlockedHistogram:
+    """The same with longer blocks, of `size` neighbours each; the last one may be shorter."""
+    starts = np.arange(0, curve.n_blocks, size)
+    return BlockedHistogram(
+        curve.edges,
+        np.add.reduceat(curve.numerators, starts),
+        np.add.reduceat(curve.denominators, starts),
+        np.add.reduceat(curve.frames, starts),
+    )
+
+
+def _quantity(curve: ComparedCurve, kind: _Kind) -> Quantity:
+    floor = curve.floor
+    note = kind.definition if floor is not None else f"{kind.definition}; the reference is too short for a noise floor"
+    return Quantity(
+        f"{curve.label} MAE",
+        curve.mae,
+        kind.unit,
+        error=finite(_jackknife(curve)),
+        noise_floor=None if floor is None else floor.mean,
+        noise_upper_95=None if floor is None else floor.upper_95,
+        note=note,
+    )
+
+
+def _jackknife(curve: ComparedCurve) -> float:
+    n = curve.rollout.n_blocks
+    if n < 2:
+        return float("nan")
+    difference = np.abs(curve.rollout.values(1.0 - np.eye(n)) - curve.reference.values()).mean(axis=1)
+    return float(np.sqrt((n - 1) * difference.var()) * curve.reference.edges[-1])
+
+
+def _drawn(curve: ComparedCurve, share: float) -> Curve:
+    """With the band that the difference keeps within, bin by bin, from the blocks of the reference."""
+    noise = 1.96 * np.nan_to_num(curve.reference.errors()) * np.sqrt(1.0 + 1.0 / share)
+    return Curve(curve.label, curve.reference.centers, curve.rollout.values(), curve.reference.values(), noise)
+
+
+def _drawings(kind: _Kind, drawn: Sequence[Curve], pairs: Sequence[Curve]) -> tuple[Drawing, ...]:
+    headline = drawn[0]
+    drawings = [
+        Drawing(
+            kind.name,
+            f"{headline.label} of the rollouts and of the reference (above), and their difference with the band that "
+            "95 % of the bins keep within if nothing but sampling differs (below).",
+            lambda: draw_curve(headline, x_label="r [Å]", y_label=kind.y_label, difference_label=kind.difference),
+        )
+    ]
+    if len(pairs) > 1:
+        drawings.append(
+            Drawing(
+                f"{kind.name}-pairs",
+                "The same for each pair of elements; the grey band around the two curves is as wide as sampling alone "
+                "makes their difference.",
+                lambda: draw_pairs(pairs, x_label="r [Å]", y_label=kind.y_label),
+            )
+        )
+    return tuple(drawings)
+
+
+def _table(kind: _Kind, compared: Sequence[ComparedCurve]) -> Table:
+    columns: dict[str, list[float]] = {"r [Å]": compared[0].reference.centers.tolist()}
+    for curve in compared:
+        for name, part in (("rollouts", curve.rollout), ("reference", curve.reference)):
+            columns[f"{curve.label} {name}"] = part.values().tolist()
+            columns[f"{curve.label} {name} error"] = part.errors().tolist()
+    return Table(kind.name, columns)
+
+
+def _replica_table(
+    kind: _Kind, rollouts: Sequence[dict[str, BlockedHistogram]], reference: dict[str, BlockedHistogram], case: Case
+) -> tuple[Table, ...]:
+    if len(rollouts) < 2:
+        return ()
+    columns: dict[str, list[object]] = {"rollout": [run.name for run in case.usable]}
+    for label, known in reference.items():
+        columns[f"{label} MAE [{kind.unit}]"] = [part[label].mae(known) for part in rollouts]
+    return (Table(f"{kind.name}-by-rollout", columns),)
+
+
+def _remarks(case: Case, share: float) -> tuple[str, ...]:
+    remarks = [
+        "The noise floor is the MAE between two independent samples of blocks of the reference, one of them as long as "
+        f"the stable part of the rollouts, {share:.3g} times the reference; of floors with blocks of two lengths the "
+        "larger one."
+    ]
+    if case.reference.times_ps is None:
+        remarks.append(
+            "The frames of the reference are not in the order of time: its noise floor is that of independent frames, "
+            "which the correlated frames of a rollout do not reach."
+        )
+    elif share > 1.5:
+        remarks.append("The rollouts are longer than the reference: the noise is mostly that of the reference.")
+    return tuple(remarks)

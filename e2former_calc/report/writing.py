@@ -1,0 +1,96 @@
+"""The folder of a report: summary, tables, figures and the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from e2former_calc.report.evaluation import Report
+from e2former_calc.report.html import page
+from e2former_calc.report.tables import summary, write_csv
+
+SUMMARY, PAGE = "summary.json", "report.html"
+OLD_FILES = ("figures/*.png", "figures/*.svg", "tables/*.csv", PAGE, SUMMARY)
+DOTS_PER_INCH = 200
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Make sure, before any work is done, that a report can be written there.
+
+    Raises:
+        FileExistsError: if the folder holds a report and `overwrite` is false, or holds something else.
+        NotADirectoryError: if it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, a folder is needed: choose another name")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / SUMMARY).exists():
+        raise FileExistsError(f"the folder {folder} is not empty and holds no report: choose another one")
+    if not overwrite:
+        raise FileExistsError(f"the report in {folder} would be replaced: add --overwrite, or choose another folder")
+
+
+def write_report(
+    report: Report, folder: str | Path, *, overwrite: bool = False, extra: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Write summary.json, tables/*.csv, figures/*.png and *.svg, and report.html.
+
+    Args:
+        report: what to write.
+        folder: created if it does not exist.
+        overwrite: whether to replace a report that is there.
+        extra: further entries of the summary.
+
+    Returns:
+        The files, the page first.
+
+    Raises:
+        FileExistsError: if the folder is not empty.
+        OSError: if it cannot be written.
+    """
+    folder = Path(folder)
+    check_folder(folder, overwrite=overwrite)
+    for name in ("figures", "tables"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for pattern in OLD_FILES:
+        for old in folder.glob(pattern):
+            old.unlink()
+    written = _write_tables(report, folder)
+    figures: dict[str, bytes] = {}
+    for section in report.sections:
+        for drawing in section.drawings:
+            figure = drawing.draw()
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            figures[drawing.name] = _rendered(figure, "svg")
+            for suffix, content in (("svg", figures[drawing.name]), ("png", _rendered(figure, "png"))):
+                path = folder / "figures" / f"{drawing.name}.{suffix}"
+                path.write_bytes(content)
+                written.append(path)
+    (folder / PAGE).write_text(page(report, figures), encoding="utf-8")
+    text = json.dumps(summary(report, extra), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    return [folder / PAGE, folder / SUMMARY, *written]
+
+
+def _write_tables(report: Report, folder: Path) -> list[Path]:
+    written = []
+    for section in report.sections:
+        for table in section.tables:
+            path = folder / "tables" / f"{table.name}.csv"
+            write_csv(table, path)
+            written.append(path)
+    return written
+
+
+def _rendered(figure: Figure, kind: str) -> bytes:
+    buffer = BytesIO()
+    metadata = {"Date": None} if kind == "svg" else None
+    figure.savefig(buffer, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
+    return buffer.getvalue()
