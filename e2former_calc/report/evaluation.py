@@ -241,6 +241,11 @@ def _case(rollouts: Sequence[Input], reference: Input, settings: ReportSettings,
         run = survey(name, _opened(given, opened), frame_spacing_fs=settings.frame_spacing_fs)
         check_comparable(run, known)
         runs.append(run)
+    if settings.expected_ps is None and all(len(run.source) < 2 for run in runs):
+        raise TrajectoryError(
+            f"no rollout has more than one frame ({', '.join(run.name for run in runs)}): nothing moved that could be "
+            "called stable; give a trajectory, or state the length it should have had with --expected-ps"
+        )
     return Case(tuple(runs), known, settings)
 
 

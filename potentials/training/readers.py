@@ -71,7 +71,7 @@ def read_dataset(path: str | Path, *, index: str = ":") -> Dataset:
     """
     file = Path(path).expanduser()
     if not file.exists():
-        raise FileNotFoundError(f"no data file {str(path)!r}")
+        raise FileNotFoundError(f"no data file {str(path)!r}: correct its name or its folder")
     if file.is_file() and file.stat().st_size == 0:
         raise DatasetError(f"{file.name} is empty: no structure to read")
     chosen = _parse_index(index)

@@ -43,6 +43,12 @@ def test_a_stable_rollout_gives_a_report_and_exit_code_0(run, folder, reference)
     assert (folder / "report" / "report.html").exists()
 
 
+def test_a_single_frame_is_not_called_stable(run, folder, reference):
+    result = run("analyze", f"{saved(folder / 'a.h5', 2)}@:1", "--reference", reference)
+    assert result.exit_code == 1
+    assert "no rollout has more than one frame (a@:1)" in result.output
+
+
 def test_a_broken_rollout_gives_exit_code_2(run, folder, reference, monkeypatch):
     monkeypatch.setattr("e2former_calc.report.write_report", lambda *_, **__: [folder / "report.html"])
     result = run("analyze", saved(folder / "a.h5", 2, broken_at=30), "--reference", reference)
