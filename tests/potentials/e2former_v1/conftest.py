@@ -63,20 +63,6 @@ def build(config: E2FormerV1Config) -> Build:
 
 
 @pytest.fixture(scope="session")
-def methanol() -> System:
-    """A rattled molecule."""
-    positions = [
-        [-0.05, 0.66, 0.03],
-        [0.02, -0.76, -0.06],
-        [-1.09, 0.97, 0.11],
-        [0.87, -1.05, 0.08],
-        [0.46, 1.07, 0.87],
-        [0.40, 1.06, -0.93],
-    ]
-    return System.single(positions, [6, 8, 1, 1, 1, 1])
-
-
-@pytest.fixture(scope="session")
 def chain() -> System:
     """Sixty atoms along a bent line, long enough for several clusters."""
     t = torch.arange(60, dtype=torch.float64)

@@ -63,20 +63,6 @@ def build(config: E2FormerV2Config) -> Build:
 
 
 @pytest.fixture(scope="session")
-def methanol() -> System:
-    """A rattled molecule."""
-    positions = [
-        [-0.05, 0.66, 0.03],
-        [0.02, -0.76, -0.06],
-        [-1.09, 0.97, 0.11],
-        [0.87, -1.05, 0.08],
-        [0.46, 1.07, 0.87],
-        [0.40, 1.06, -0.93],
-    ]
-    return System.single(positions, [6, 8, 1, 1, 1, 1])
-
-
-@pytest.fixture(scope="session")
 def salt() -> System:
     """A rattled crystal with two atoms in the cell."""
     positions = [[0.1, 0.0, 0.2], [2.7, 0.1, -0.1]]
