@@ -61,7 +61,7 @@ class E2FormerCalculator(Calculator):
         forces: "auto" (what the model was trained for), "gradient" or "head".
         skin: extra list distance in Å; the neighbour list is reused until an atom moves by half of it.
         neighbor_cap: "official" reproduces the official neighbour selection, "none" keeps all neighbours.
-        implementation: "auto", "reference" or "blocked".
+        implementation: "auto" (fused kernels where they are faster), "fused", "reference" or "blocked".
         strict: False turns refusals about elements, charge, spin and distant structures into warnings.
         outside: what to do far from the training data, if the model knows them: "warn" once, "error" also refuses
             what is very far, "ignore"; "auto" is what the model asks for, or "warn". See `get_extrapolation`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,21 @@ from e2former_calc.potentials.neighbors import NeighborList, neighbor_list, squa
 from e2former_calc.potentials.system import Prediction, System
 
 ALL_PROPERTIES: frozenset[Property] = frozenset({"energy", "forces", "stress"})
+
+
+class PreparedForm(Protocol):
+    """What carries out the evaluations of a potential in its place, except for those that keep a graph."""
+
+    def __call__(
+        self, potential: EnergyPotential, system: System, *, properties: frozenset[Property],
+        neighbors: NeighborList | None,
+    ) -> Prediction:  # fmt: skip
+        """The prediction of `potential`."""
+        ...
+
+    def describe(self) -> str:
+        """One line about how evaluations are carried out."""
+        ...
 
 
 class EnergyPotential(nn.Module):
@@ -34,6 +50,10 @@ class EnergyPotential(nn.Module):
         strict: False evaluates elements outside `elements` too, as long as the network has a row for them.
         domain: where the model was trained; with it every prediction has distances from the training data.
         refuse_outside: whether structures far from the training data should be refused. Not done here.
+
+    Attributes:
+        prepared: a faster form of the same mathematics for inference, made by `inference.prepare` from the weights
+            as they were then. Moving, casting and training end it.
 
     Raises:
         ValueError: if forces from a head are asked of a model without one.
@@ -74,14 +94,25 @@ class EnergyPotential(nn.Module):
         self.neighbor_cap: NeighborCap = neighbor_cap
         self.uses_charge, self.uses_spin, self.strict = uses_charge, uses_spin, strict
         self.domain, self.refuse_outside = domain, refuse_outside
+        self.prepared: PreparedForm | None = None
         self.register_buffer("reference", reference_energies[head].to(torch.float64), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EnergyPotential:
-        """Move or cast the network; reference energies and the domain move, but keep their arithmetic."""
+        """Move or cast the network; reference energies and the domain move, but keep their arithmetic.
+
+        Ends the prepared form.
+        """
         exact = self.reference
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.reference = exact.to(self.reference.device)
         self.domain = None if self.domain is None else self.domain.to(self.reference.device)
+        self.prepared = None
+        return self
+
+    def train(self, mode: bool = True) -> EnergyPotential:
+        """Switch to training, which ends the prepared form, or back."""
+        self.prepared = None if mode else self.prepared
+        super().train(mode)
         return self
 
     @property
@@ -118,6 +149,8 @@ class EnergyPotential(nn.Module):
             ValueError: for elements outside `elements`, or stress from a force head.
         """
         self._check(system, properties)
+        if self.prepared is not None and not create_graph:
+            return self.prepared(self, system, properties=properties, neighbors=neighbors)
         if torch.is_inference_mode_enabled():
             # Tensors made in inference mode cannot be differentiated; copies made outside of it can.
             with torch.inference_mode(False):
@@ -139,7 +172,7 @@ class EnergyPotential(nn.Module):
         if differentiate:
             d_positions, d_strain = _derivatives(network_energy, positions, strain, create_graph)
             forces = -d_positions if gradient_forces else forces
-            stress = _stress(d_strain, system) if d_strain is not None else None
+            stress = stress_of(d_strain, system) if d_strain is not None else None
         energies = energies + self.reference[system.numbers]
         energy = energies.new_zeros(system.n_structures).index_add(0, system.batch, energies)
         prediction = Prediction(
@@ -247,7 +280,8 @@ def _row(component: Tensor, positions: Tensor) -> Tensor:
     return torch.zeros_like(positions) if row is None else row
 
 
-def _stress(d_strain: Float[Tensor, "structures 3 3"], system: System) -> Float[Tensor, "structures 3 3"]:
+def stress_of(d_strain: Float[Tensor, "structures 3 3"], system: System) -> Float[Tensor, "structures 3 3"]:
+    """Stress (eV/Å^3) from dE/dstrain (eV); NaN for structures without a volume."""
     symmetric = 0.5 * (d_strain + d_strain.mT)
     volume = torch.linalg.det(system.cell).abs()
     defined = system.pbc.any(-1) & (volume > 1e-6)

@@ -10,6 +10,7 @@ import torch
 from e2former_calc.checkpoint.loading import resolve_device, resolve_dtype, resolve_implementation
 from e2former_calc.potentials.e2former_v2 import E2FormerV2, E2FormerV2Config
 from e2former_calc.potentials.e2former_v2.config import AttentionOrder
+from e2former_calc.potentials.inference import choose_execution
 from e2former_calc.potentials.interface import NeighborCap
 from e2former_calc.potentials.potential import EnergyPotential
 
@@ -94,4 +95,4 @@ def shape_potential(
         force_mode="gradient",
         neighbor_cap=neighbor_cap,
     )
-    return potential.to(resolve_device(device))
+    return choose_execution(potential.to(resolve_device(device)), implementation)

@@ -31,6 +31,7 @@ from e2former_calc.potentials.applicability import TrainingDomain
 from e2former_calc.potentials.e2former_v1 import E2FormerV1, E2FormerV1Config
 from e2former_calc.potentials.e2former_v2 import E2FormerV2, E2FormerV2Config
 from e2former_calc.potentials.e2former_v2.official_config import read_official_config
+from e2former_calc.potentials.inference import choose_execution
 from e2former_calc.potentials.interface import ForceMode, Implementation, NeighborCap
 from e2former_calc.potentials.potential import EnergyPotential
 
@@ -131,8 +132,9 @@ def load_potential(
         forces: "auto" is what the model was trained for; "gradient" and "head" choose.
         neighbor_cap: "official" reproduces the official selection of neighbours, if the model was trained with one;
             "none" keeps all.
-        implementation: "reference", "blocked" or "auto" (which is "blocked"); also "math" (which is "reference"),
-            "memory_efficient" and "flash" (which are "blocked").
+        implementation: "reference" (plain torch), "blocked" (less memory), "fused" (native kernels and tables on the
+            CPU; see `potentials.inference`), or "auto": "fused" where it exists and is faster, in float32, else
+            "blocked". Also "math" (which is "reference"), "memory_efficient" and "flash" (which are "blocked").
         strict: False also evaluates elements that the model was not trained on.
         weights: "raw", or "ema" for the running average in a full training state of the FairChem trainer.
 
@@ -165,7 +167,7 @@ def load_potential(
         refuse_outside=loaded.card.refuse_outside,
     )
     potential.model.to(dtype=resolve_dtype(dtype))
-    return potential.to(resolve_device(device))
+    return choose_execution(potential.to(resolve_device(device)), implementation)
 
 
 def _keeps_every_pair(loaded: LoadedModel) -> bool:
@@ -266,16 +268,17 @@ def resolve_weights(weights: str) -> WeightsChoice:
 
 
 def resolve_implementation(implementation: str) -> Implementation:
-    """How edge operations are carried out.
+    """How the plain module carries out edge operations.
 
     Raises:
         ValueError: for an implementation that does not exist (yet).
     """
-    if implementation == "auto":
+    if implementation in ("auto", "fused"):
         return "blocked"
     implementation = OFFICIAL_KERNELS.get(implementation, implementation)
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"`implementation` must be 'auto' or one of {list(IMPLEMENTATIONS)}, got {implementation!r}")
+        choices = ["auto", "fused", *IMPLEMENTATIONS]
+        raise ValueError(f"`implementation` must be one of {choices}, got {implementation!r}")
     return implementation
 
 

@@ -255,12 +255,13 @@ class E2FormerV2(nn.Module):
             vector=edges.vector.to(dtype),
             harmonics=self.harmonics((edges.vector / distance[:, None]).to(dtype)),
             basis=basis(distance.to(dtype)),
-            envelope=self._envelope(distance, long_range=long_range).to(dtype),
+            envelope=self.envelope(distance, long_range=long_range).to(dtype),
             elements=elements,
             pair=element_of_atom[neighbors.center] * len(elements) + element_of_atom[neighbors.source],
         )
 
-    def _envelope(self, distance: Float[Tensor, " edges"], *, long_range: bool) -> Float[Tensor, " edges"]:
+    def envelope(self, distance: Float[Tensor, " edges"], *, long_range: bool = False) -> Float[Tensor, " edges"]:
+        """Smooth cutoff u(r) of the short- or the long-range edges, for distances in Å."""
         config = self.config
         if long_range and config.long_range == "node_bell":
             return bell_envelope(distance, config.long_lower, config.long_upper)

@@ -1,0 +1,282 @@
+"""`prepare`: the inference form of a loaded potential, checked against the plain module when it is made.
+
+Radial networks become tables, chains of linear maps one matrix, and energies and forces are computed without an
+autograd graph by native kernels (numba) and matrix products (torch). What the form does not cover is listed by
+`obstacles`; nothing is replaced silently.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from e2former_calc.potentials.e2former_v2 import E2FormerV2
+from e2former_calc.potentials.e2former_v2.model import resolve_head
+from e2former_calc.potentials.interface import Property
+from e2former_calc.potentials.neighbors import NeighborList, neighbor_list
+from e2former_calc.potentials.potential import EnergyPotential, stress_of
+from e2former_calc.potentials.system import Prediction, System
+
+if TYPE_CHECKING:
+    from e2former_calc.potentials.inference.network import Network
+
+MIN_KNOTS, KNOTS_PER_BASIS_FUNCTION = 512, 3
+"""Knots of the radial tables: errors of forces stay below 1e-7 eV/Å."""
+MIN_CHANNELS, VECTOR = 32, 8
+"""Smaller networks, or a number of heads that is no multiple of this, leave vector units idle."""
+CHECK_ATOMS, CHECK_SPACING = 16, 1.5
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+"""Largest difference from the plain module that the self-check accepts, relative to the largest force."""
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """Largest differences between the prepared form and the plain module on one random cluster.
+
+    Attributes:
+        elements: atomic numbers in the cluster.
+        energy: difference in eV per atom.
+        force: difference in eV/Å.
+        largest_force: of the plain module, eV/Å.
+    """
+
+    elements: tuple[int, ...]
+    energy: float
+    force: float
+    largest_force: float
+
+
+def obstacles(potential: EnergyPotential) -> list[str]:
+    """Why a potential has no prepared form; empty if it has one."""
+    model: object = potential.model
+    if not isinstance(model, E2FormerV2):
+        return [f"the architecture {type(model).__name__} has no fused kernels"]
+    config = model.config
+    found = [
+        (potential.device.type != "cpu", f"the device is {potential.device}; the fused path runs on the CPU"),
+        (potential.force_mode == "head", "forces come from a head of the network"),
+        (config.score != "QK_alpha", f"the attention score {config.score} depends on more than the distance"),
+        (config.long_range != "none", f"the long-range part {config.long_range!r} has no fused kernels"),
+        (config.variant != "main", f"the variant {config.variant!r} has no fused kernels"),
+        (not config.norm, "the network has no norms"),
+        (config.energy_head != "mlp", f"the energy head {config.energy_head!r} has no fused kernels"),
+        (importlib.util.find_spec("numba") is None, "the package numba is not installed"),
+    ]
+    return [reason for applies, reason in found if applies]
+
+
+def disadvantages(potential: EnergyPotential) -> list[str]:
+    """Why the prepared form of a potential, if it has one, would be slower than it should be."""
+    model: object = potential.model
+    if not isinstance(model, E2FormerV2):
+        return []
+    config = model.config
+    found = [
+        (potential.dtype != torch.float32, "fused kernels are made for float32"),
+        (config.channels < MIN_CHANNELS, f"{config.channels} channels are too few for vector kernels"),
+        (config.num_heads % VECTOR != 0, f"{config.num_heads} heads are no multiple of {VECTOR}"),
+    ]
+    return [reason for applies, reason in found if applies]
+
+
+def prepare(potential: EnergyPotential, elements: Iterable[int] | None = None) -> EnergyPotential:
+    """Give a potential its prepared form; its weights must not change afterwards.
+
+    Args:
+        potential: changed in place, and returned.
+        elements: atomic numbers to make tables for now; others follow when they occur. By default all that the
+            potential knows if they are at most 8.
+
+    Raises:
+        ValueError: if the potential has no prepared form, with the reasons.
+        RuntimeError: if the self-check fails.
+    """
+    reasons = obstacles(potential)
+    if reasons:
+        raise ValueError(f"implementation='fused' is not available: {'; '.join(reasons)}; use implementation='blocked'")
+    prepared = Prepared(potential)
+    known = sorted(potential.elements)
+    chosen = sorted(set(elements)) if elements is not None else known if len(known) <= 8 else []
+    if chosen:
+        prepared.cover(potential, chosen)
+    potential.prepared = prepared
+    return potential
+
+
+def choose_execution(potential: EnergyPotential, implementation: str) -> EnergyPotential:
+    """The potential, with its prepared form for "fused", or for "auto" where that is faster (made at the first call).
+
+    Raises:
+        ValueError: for "fused" if there is no prepared form.
+        RuntimeError: for "fused" if the self-check fails.
+    """
+    if implementation == "fused":
+        return prepare(potential)
+    if implementation == "auto" and not obstacles(potential) and not disadvantages(potential):
+        potential.prepared = Prepared(potential)
+    return potential
+
+
+def execution(potential: EnergyPotential) -> str:
+    """How a potential is evaluated, and if not by fused kernels, why."""
+    if potential.prepared is not None:
+        return potential.prepared.describe()
+    reasons = obstacles(potential) + disadvantages(potential)
+    plain = f"plain module ({potential.model.implementation})"
+    return f"{plain}: {'; '.join(reasons)}" if reasons else plain
+
+
+class Prepared:
+    """The prepared form of one potential; the work is done when it is first needed.
+
+    Args:
+        potential: what to prepare; not kept.
+
+    Attributes:
+        checks: one entry for each time that elements were added.
+    """
+
+    def __init__(self, potential: EnergyPotential) -> None:
+        config = _network_of(potential).config
+        self._head = resolve_head(potential.head, share_heads=config.share_heads)
+        self.n_knots = max(MIN_KNOTS, KNOTS_PER_BASIS_FUNCTION * config.num_basis)
+        self.checks: list[SelfCheck] = []
+        self._network: Network | None = None
+        self._composition: _Composition | None = None
+
+    def __call__(
+        self, potential: EnergyPotential, system: System, *, properties: frozenset[Property],
+        neighbors: NeighborList | None,
+    ) -> Prediction:  # fmt: skip
+        """What `potential` predicts; the first system with new elements makes tables for them.
+
+        Raises:
+            RuntimeError: if the self-check fails.
+        """
+        numbers = system.numbers
+        if self._composition is None or not self._composition.describes(system):
+            self.cover(potential, numbers.unique().tolist())
+            self._composition = _Composition(potential, system, self._made(potential).tables.elements)
+        return self._evaluate(potential, system, self._composition, properties=properties, neighbors=neighbors)
+
+    def cover(self, potential: EnergyPotential, elements: Iterable[int]) -> None:
+        """Make tables for these atomic numbers too, and check the result.
+
+        Raises:
+            RuntimeError: if the self-check fails.
+        """
+        if self._made(potential).tables.cover(list(elements)):
+            self._composition = None
+            self.checks.append(self._self_check(potential, sorted(elements)))
+
+    def describe(self) -> str:
+        """One line about how evaluations are carried out."""
+        if not self.checks:
+            return "fused"
+        worst = max(self.checks, key=lambda check: check.force)
+        return f"fused; differs from the plain module by up to {worst.force:.1e} eV/Å (self-check)"
+
+    def _made(self, potential: EnergyPotential) -> Network:
+        if self._network is None:
+            from e2former_calc.potentials.inference.network import Network
+
+            self._network = Network(_network_of(potential), self._head, dtype=potential.dtype, n_knots=self.n_knots)
+        return self._network
+
+    def _evaluate(
+        self, potential: EnergyPotential, system: System, composition: _Composition, *,
+        properties: frozenset[Property], neighbors: NeighborList | None,
+    ) -> Prediction:  # fmt: skip
+        from e2former_calc.potentials.inference.geometry import PairList, Structure
+
+        pairs = self._pairs(potential, system, neighbors)
+        structure = Structure(
+            positions=np.ascontiguousarray(system.positions.detach().numpy()),
+            cell=np.ascontiguousarray(system.cell.detach().numpy()),
+            batch=system.batch.numpy(), element=composition.rows,
+        )  # fmt: skip
+        result = self._made(potential).evaluate(
+            PairList(pairs.row_ptr.numpy(), pairs.source.numpy(), np.ascontiguousarray(pairs.shift.numpy())),
+            structure, composition.condition, forces=bool(properties & {"forces", "stress"}),
+            threads=torch.get_num_threads(),
+        )  # fmt: skip
+        energies = result.energies + composition.reference
+        energy = energies.new_zeros(system.n_structures).index_add(0, system.batch, energies)
+        domain = potential.domain
+        return Prediction(
+            energy, energies,
+            result.forces if "forces" in properties else None,
+            stress_of(result.strain, system) if "stress" in properties and result.strain is not None else None,
+            force_source="gradient" if "forces" in properties else None,
+            extrapolation=None if domain is None else domain.distance(result.descriptors, system.numbers),
+        )  # fmt: skip
+
+    def _pairs(self, potential: EnergyPotential, system: System, neighbors: NeighborList | None) -> NeighborList:
+        if neighbors is None:
+            neighbors = neighbor_list(system, potential.cutoff)
+        if potential.neighbor_cap == "none":
+            return neighbors
+        return potential.graphs(system, neighbors)[0]
+
+    def _self_check(self, potential: EnergyPotential, elements: list[int]) -> SelfCheck:
+        system = _cluster(elements)
+        properties: frozenset[Property] = frozenset({"energy", "forces"})
+        attached, potential.prepared = potential.prepared, None
+        try:
+            plain = potential(system, properties=properties)
+        finally:
+            potential.prepared = attached
+        composition = _Composition(potential, system, self._made(potential).tables.elements)
+        fused = self._evaluate(potential, system, composition, properties=properties, neighbors=None)
+        force = float((fused.forces - plain.forces).abs().max())
+        check = SelfCheck(
+            tuple(elements), float((fused.energies - plain.energies).abs().max()), force,
+            float(plain.forces.abs().max()),
+        )  # fmt: skip
+        limit = TOLERANCE[potential.dtype] * max(1.0, check.largest_force)
+        if not (check.force <= limit and check.energy <= limit):
+            raise RuntimeError(
+                f"the fused form of this model failed its self-check on elements {elements}: forces differ by "
+                f"{check.force:.2e} eV/Å and atomic energies by {check.energy:.2e} eV from the plain module "
+                f"(allowed {limit:.1e}); use implementation='blocked' and report the model"
+            )
+        return check
+
+
+class _Composition:
+    """What depends on elements, charges and multiplicities alone, kept while these stay the same."""
+
+    def __init__(self, potential: EnergyPotential, system: System, elements: tuple[int, ...]) -> None:
+        self._key = (system.numbers, system.batch, system.charge, system.spin)
+        self.rows: Int[np.ndarray, " atoms"] = np.searchsorted(np.array(elements), system.numbers.numpy())
+        self.reference: Float[Tensor, " atoms"] = potential.reference[system.numbers]
+        with torch.no_grad():
+            vector = _network_of(potential).condition_vector(system.charge, system.spin)
+            self.condition: Float[Tensor, "atoms channels"] = vector[system.batch].contiguous()
+
+    def describes(self, system: System) -> bool:
+        """Whether another system differs in geometry only."""
+        other = (system.numbers, system.batch, system.charge, system.spin)
+        return all(a is b or torch.equal(a, b) for a, b in zip(self._key, other, strict=True))
+
+
+def _network_of(potential: EnergyPotential) -> E2FormerV2:
+    return cast(E2FormerV2, potential.model)
+
+
+def _cluster(elements: list[int]) -> System:
+    """A compact random arrangement in which each of the elements occurs, if they are not too many."""
+    generator = np.random.default_rng(0)
+    size = max(CHECK_ATOMS, len(elements))
+    side = int(np.ceil(size ** (1.0 / 3.0)))
+    grid = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[:size]
+    positions = CHECK_SPACING * grid + generator.uniform(-0.2, 0.2, (size, 3))
+    numbers: Any = np.resize(np.array(elements), size)
+    return System.single(positions, numbers)

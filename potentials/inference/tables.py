@@ -1,0 +1,135 @@
+"""Radial networks as tables: quintic Hermite splines in r, one for each ordered pair of elements.
+
+The networks of E2Former-V2 that enter the score and the input embedding depend on distance and elements alone.
+Values and slopes at equally spaced knots are exact (float64); forces use the
+derivative of the spline, so that they are the gradient of the tabulated energy, with a continuous slope.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from math import sqrt
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from e2former_calc.potentials.e2former_v2.model import Block, E2FormerV2
+
+Radial = Callable[[Float[Tensor, " distances"]], Float[Tensor, "distances width"]]
+"""Values of a radial function of one pair of elements for distances in Å."""
+
+_STEP = 1e-3
+_CENTRAL_DIFFERENCE = ((1, 3.0 / 4.0), (2, -3.0 / 20.0), (3, 1.0 / 60.0))
+
+
+class RadialTables:
+    """Tables of one network, for the pairs of elements that have been asked for.
+
+    Args:
+        model: the network; its radial networks are copied.
+        dtype: what tables are rounded to.
+        n_knots: knots from 0 to the cutoff.
+
+    Attributes:
+        elements: atomic numbers that the tables cover, ascending.
+        embedding: (slots, 3, degrees * channels), with envelope and average degree; slot = (center * elements +
+            source) * knots + knot. Values, slopes (1/Å) and curvatures (1/Å^2).
+        attention: for each layer (slots, 3, 2 * heads): gates, with the scale of the scores, and amplitudes.
+    """
+
+    def __init__(self, model: E2FormerV2, *, dtype: torch.dtype, n_knots: int) -> None:
+        self.cutoff, self.n_knots, self.dtype = model.config.max_radius, n_knots, dtype
+        self.elements: tuple[int, ...] = ()
+        self.embedding: NDArray[Any] = np.empty((0, 3, 0))
+        self.attention: list[NDArray[Any]] = []
+        self._functions = _RadialFunctions(model)
+        self._known: dict[tuple[int, int], list[Tensor]] = {}
+
+    def cover(self, elements: Sequence[int]) -> bool:
+        """Make tables for these atomic numbers too; returns whether any was new."""
+        union = tuple(sorted({*self.elements, *elements}))
+        if union == self.elements:
+            return False
+        for center in union:
+            for source in union:
+                if (center, source) not in self._known:
+                    functions = self._functions.of_pair(center, source)
+                    tables = (radial_table(f, cutoff=self.cutoff, n_knots=self.n_knots) for f in functions)
+                    self._known[center, source] = [table.to(self.dtype) for table in tables]
+        self.elements = union
+        in_order = [self._known[center, source] for center in union for source in union]
+        self.embedding, *self.attention = (torch.cat(parts).numpy() for parts in zip(*in_order, strict=True))
+        return True
+
+
+class _RadialFunctions:
+    """The radial networks of a model in float64."""
+
+    def __init__(self, model: E2FormerV2) -> None:
+        def exact(module: nn.Module) -> Any:
+            return copy.deepcopy(module).to(device="cpu", dtype=torch.float64).eval().requires_grad_(False)
+
+        self.basis, self.embedding = exact(model.basis), exact(model.embedding)
+        attentions = [cast(Block, block).attention for block in model.blocks]
+        self.layers = [(exact(a.radial), exact(a.target_embedding), exact(a.source_embedding)) for a in attentions]
+        self.heads, self.scale = model.config.num_heads, 1.0 / sqrt(model.config.head_width)
+        self.envelope = model.envelope
+
+    def of_pair(self, center: int, source: int) -> list[Radial]:
+        """Embedding and layers, as functions of the distance."""
+        rows = torch.tensor([center]), torch.tensor([source])
+        return [self._embedding(*rows)] + [self._layer(layer, *rows) for layer in self.layers]
+
+    def _embedding(self, center: Tensor, source: Tensor) -> Radial:
+        module = self.embedding
+        tables = module.target_embedding(center), module.source_embedding(source)
+
+        def radial(distance: Tensor) -> Tensor:
+            basis, pair = self.basis(distance), torch.zeros(distance.shape, dtype=torch.int64)
+            values = torch.cat([network(basis, *tables, pair) for network in module.radial], dim=1)
+            weight: Tensor = self.envelope(distance)[:, None] / module.avg_degree
+            return values * weight
+
+        return radial
+
+    def _layer(self, layer: tuple[Any, ...], center: Tensor, source: Tensor) -> Radial:
+        network, target_embedding, source_embedding = layer
+        tables = target_embedding(center), source_embedding(source)
+        scale = torch.ones(2 * self.heads, dtype=torch.float64)
+        scale[: self.heads] = self.scale
+
+        def radial(distance: Tensor) -> Tensor:
+            values: Tensor = network(self.basis(distance), *tables, torch.zeros(distance.shape, dtype=torch.int64))
+            return values * scale
+
+        return radial
+
+
+def radial_table(function: Radial, *, cutoff: float, n_knots: int) -> Float[Tensor, "knots 3 width"]:
+    """Values, first and second derivatives at `n_knots` distances from 0 to `cutoff` (Å).
+
+    The first derivative is exact, the second one its central difference of sixth order.
+    """
+    distance = torch.linspace(0.0, cutoff, n_knots, dtype=torch.float64)
+    value, slope = _with_slope(function, distance)
+    curvature = torch.zeros_like(slope)
+    for shift, weight in _CENTRAL_DIFFERENCE:
+        right, left = (_with_slope(function, distance + sign * shift * _STEP)[1] for sign in (1, -1))
+        curvature += weight / _STEP * (right - left)
+    return torch.stack([value, slope, curvature], dim=1)
+
+
+def _with_slope(function: Radial, distance: Float[Tensor, " distances"]) -> tuple[Tensor, Tensor]:
+    """Values and slopes of all functions: the derivative, by the weights, of the gradient of their weighted sum."""
+    with torch.enable_grad():
+        distance = distance.detach().requires_grad_(True)
+        value = function(distance)
+        weights = torch.ones_like(value).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(value, distance, weights, create_graph=True)
+        (slope,) = torch.autograd.grad(gradient.sum(), weights)
+    return value.detach(), slope

@@ -1,0 +1,196 @@
+"""The prepared form is the plain module, up to the error of its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+import torch
+
+from e2former_calc.checkpoint import load_potential
+from e2former_calc.potentials.inference import obstacles, prepare, prepared
+from e2former_calc.potentials.neighbors import neighbor_list
+from e2former_calc.potentials.potential import EnergyPotential
+from e2former_calc.potentials.system import Prediction, System
+
+Build = Callable[..., EnergyPotential]
+
+TABLE_ERROR = 1e-6
+"""Bound on differences (eV, eV/Å, eV/Å^3) in float64, relative to the largest force or 1 eV/Å."""
+WIDE: dict[str, Any] = {"channels": 32, "num_heads": 8}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "softmax": {},
+    "softplus": {"normalization": "softplus"},
+    "sigmoid": {"normalization": "sigmoid"},
+    "no layer norm in the embedding": {"embedding_layer_norm": False},
+    "mixed orders": {"orders": ("zero", "first")},
+    "capped": {"max_neighbors": 5},
+    "lmax 1": {"lmax": 1, "num_heads": 8, "head_width": 3, "channels": 16, "num_layers": 1, "orders": ("first",)},
+    "lmax 3": {"lmax": 3, "num_heads": 8, "channels": 24, "num_layers": 1, "orders": ("first",)},
+}
+
+
+def predictions(potential: EnergyPotential, system: System) -> tuple[Prediction, Prediction]:
+    """Of the plain module and of the prepared form."""
+    plain = potential(system)
+    return plain, prepare(potential)(system)
+
+
+def largest_force(prediction: Prediction) -> float:
+    assert prediction.forces is not None
+    return max(1.0, float(prediction.forces.abs().max()))
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_prepared_form_equals_plain_module(build: Build, variant: str, system: System) -> None:
+    plain, fused = predictions(build(**VARIANTS[variant]), system)
+    bound = TABLE_ERROR * largest_force(plain)
+    for name in ("energies", "energy", "forces", "stress"):
+        expected, found = getattr(plain, name), getattr(fused, name)
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=bound * system.n_atoms, equal_nan=True)
+
+
+def test_single_precision_differs_by_rounding(build: Build, cluster: System) -> None:
+    exact = build(**WIDE)(cluster)
+    fused = prepare(build(torch.float32, **WIDE))(cluster)
+    torch.testing.assert_close(fused.forces, exact.forces, rtol=0.0, atol=1e-4 * largest_force(exact))
+
+
+def test_forces_are_the_gradient_of_the_energy(build: Build, cluster: System) -> None:
+    potential, step = prepare(build()), 1e-4
+    forces = potential(cluster).forces
+    for atom, axis in ((0, 0), (7, 1), (21, 2)):
+        energies = []
+        for sign in (1.0, -1.0):
+            positions = cluster.positions.clone()
+            positions[atom, axis] += sign * step
+            energies.append(float(potential(cluster.with_positions(positions)).energy))
+        slope = (energies[0] - energies[1]) / (2.0 * step)
+        assert float(forces[atom, axis]) == pytest.approx(-slope, abs=1e-5 * max(1.0, abs(slope)))
+
+
+def test_repeated_calls_are_bitwise_equal(build: Build, cluster: System) -> None:
+    potential = prepare(build(torch.float32, **WIDE))
+    first, second = potential(cluster), potential(cluster)
+    assert torch.equal(first.forces, second.forces)
+
+
+def test_result_does_not_depend_on_batch_mates(build: Build, cluster: System) -> None:
+    potential = prepare(build())
+    alone = potential(cluster)
+    together = potential(System.stack([cluster, cluster, cluster]))
+    torch.testing.assert_close(together.forces[-cluster.n_atoms :], alone.forces, rtol=0.0, atol=1e-12)
+
+
+def test_threads_change_no_bit(build: Build, cluster: System) -> None:
+    potential = prepare(build(torch.float32, **WIDE))
+    many = System.stack([cluster] * 8)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(potential(many).forces)
+    finally:
+        torch.set_num_threads(threads)
+    # Matrix products of torch may split their sums between threads, so that only rounding is promised for them.
+    torch.testing.assert_close(results[0], results[1], rtol=0.0, atol=1e-5 * float(results[0].abs().max()))
+
+
+def test_list_with_skin_changes_nothing(build: Build, system: System) -> None:
+    potential = prepare(build())
+    fresh = potential(system)
+    skinned = potential(system, neighbors=neighbor_list(system, potential.cutoff + 1.0))
+    torch.testing.assert_close(skinned.forces, fresh.forces, rtol=0.0, atol=1e-12)
+
+
+def test_energy_alone_equals_energy_with_forces(build: Build, cluster: System) -> None:
+    potential = prepare(build())
+    alone = potential(cluster, properties=frozenset({"energy"}))
+    assert alone.forces is None
+    assert torch.equal(alone.energy, potential(cluster).energy)
+
+
+def test_new_elements_extend_the_tables(build: Build, cluster: System) -> None:
+    potential = prepare(build(), elements=[1])
+    expected = build()(cluster)
+    torch.testing.assert_close(potential(cluster).energy, expected.energy, rtol=0.0, atol=1e-5)
+    assert [check.elements for check in potential.prepared.checks] == [(1,), (1, 6, 8)]
+
+
+def test_charge_and_spin_reach_the_prepared_form(build: Build, cluster: System) -> None:
+    potential = prepare(build())
+    charged = System(**(cluster.__dict__ | {"charge": cluster.charge - 2}))
+    plain = build()(charged)
+    potential(cluster)
+    torch.testing.assert_close(potential(charged).energy, plain.energy, rtol=0.0, atol=1e-5)
+
+
+def test_casting_ends_the_prepared_form(build: Build) -> None:
+    potential = prepare(build(), elements=[1])
+    assert potential.float().prepared is None
+
+
+def test_training_ends_the_prepared_form(build: Build) -> None:
+    assert prepare(build(), elements=[1]).train().prepared is None
+
+
+def test_graph_is_kept_when_asked_for(build: Build, cluster: System) -> None:
+    prediction = prepare(build(), elements=[1])(cluster, create_graph=True)
+    assert prediction.forces.grad_fn is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"score": "QKdot_alpha"}, "depends on more than the distance"),
+        ({"long_range": "node"}, "long-range part 'node'"),
+        ({"norm": False}, "no norms"),
+        ({"variant": "legacy"}, "variant 'legacy'"),
+        ({"energy_head": "escn"}, "energy head 'escn'"),
+    ],
+)  # fmt: skip
+def test_what_is_not_covered_is_refused_by_name(build: Build, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=f"fused.*{reason}.*use implementation='blocked'"):
+        prepare(build(**changes))
+
+
+def test_missing_numba_is_an_obstacle(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert obstacles(build()) == ["the package numba is not installed"]
+
+
+def test_self_check_refuses_a_wrong_form(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared, "MIN_KNOTS", 12)
+    monkeypatch.setattr(prepared, "KNOTS_PER_BASIS_FUNCTION", 1)
+    with pytest.raises(RuntimeError, match=r"failed its self-check on elements \[1\].*use implementation='blocked'"):
+        prepare(build(), elements=[1])
+
+
+def test_self_check_says_how_large_differences_are(build: Build) -> None:
+    (check,) = prepare(build(), elements=[1, 8]).prepared.checks
+    assert 0.0 < check.force < TABLE_ERROR * check.largest_force
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("folder", ["tiny_32x2L", "medium_64x3L_two_heads"])
+def test_prepared_form_gives_official_forces(shared_dir: Path, folder: str) -> None:
+    path = shared_dir / "fixtures" / "e2former_v2" / folder
+    with h5py.File(path / "cases.h5") as file:
+        for name, case in file["cases"].items():
+            potential = _official(path, case.attrs["head"])
+            arrays = {key: case[key][()] for key in ("positions", "numbers", "cell", "pbc")}
+            state = {"charge": int(case.attrs["charge"]), "spin": int(case.attrs["multiplicity"])}
+            prediction = potential(System.single(**arrays, **state), properties=frozenset({"energy", "forces"}))
+            difference = abs(prediction.forces.numpy() - case["forces"][()]).max()
+            assert difference < TABLE_ERROR, name
+
+
+@cache
+def _official(path: Path, head: str) -> EnergyPotential:
+    return prepare(load_potential(path / "checkpoint.pt", head=head, dtype="float64"), elements=[1])
