@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 MOLECULES = ("ethanol", "aspirin", "Ac-Ala3-NHMe")
 """GFN2-xTB minima with 9, 21 and 42 atoms."""
 
+LARGE_MOLECULES = ("DHA", "AT-AT", "AT-AT-CG-CG", "buckyball-catcher")
+"""GFN2-xTB minima of molecules of MD22, with 56, 60, 118 and 148 atoms; not in the order of the atoms there."""
+
 MOLECULE_FILE = Path(__file__).with_name("molecules.xyz")
 
 REFERENCE_FOLDER = Path(__file__).with_name("references")
@@ -26,14 +29,15 @@ _OH_LENGTH, _HOH_ANGLE = 0.9572, np.radians(104.52)
 
 
 def molecule(name: str) -> Atoms:
-    """One of `MOLECULES`, neutral and closed-shell.
+    """One of `MOLECULES` or `LARGE_MOLECULES`, neutral and closed-shell.
 
     Raises:
         ValueError: for any other name.
     """
-    if name not in MOLECULES:
-        raise ValueError(f"no molecule {name!r} comes with the package; choose from {list(MOLECULES)}")
-    atoms = cast(Atoms, read(MOLECULE_FILE, index=MOLECULES.index(name), format="extxyz"))
+    known = (*MOLECULES, *LARGE_MOLECULES)
+    if name not in known:
+        raise ValueError(f"no molecule {name!r} comes with the package; choose from {list(known)}")
+    atoms = cast(Atoms, read(MOLECULE_FILE, index=known.index(name), format="extxyz"))
     atoms.info = {}
     return atoms
 
