@@ -71,6 +71,24 @@ class Grid(NamedTuple):
 
 
 @kernel
+def is_uncapped(pairs: PairList, structure: Structure, cutoff: float, limit: int) -> bool:
+    """Whether no atom has more than `limit` pairs up to the cutoff, and no pair is one with a periodic image."""
+    for i in range(structure.positions.shape[0]):
+        count = 0
+        for pair in range(pairs.row_ptr[i], pairs.row_ptr[i + 1]):
+            if pairs.shift[pair, 0] != 0 or pairs.shift[pair, 1] != 0 or pairs.shift[pair, 2] != 0:
+                return False
+            squared = 0.0
+            for k in range(3):
+                step = structure.positions[i, k] - structure.positions[pairs.source[pair], k]
+                squared += step * step
+            count += squared <= cutoff * cutoff
+        if count > limit:
+            return False
+    return True
+
+
+@kernel
 def select_edges(pairs: PairList, structure: Structure, grid: Grid, edges: Edges) -> int:
     """Fill `edges` with the pairs up to the cutoff; returns their number."""
     n_atoms = structure.positions.shape[0]

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import silu
 
 from e2former_calc.potentials.e2former_v2.heads import EnergyHead
 from e2former_calc.potentials.e2former_v2.model import Block, E2FormerV2
@@ -289,19 +288,17 @@ class _EnergyHead:
         self, scalars: Float[Tensor, "atoms channels"], *, differentiate: bool
     ) -> tuple[Float[Tensor, " atoms"], Float[Tensor, "atoms channels"]]:
         """Energies in float64, and their derivative by the scalars (zeros if not asked for)."""
-        first = torch.addmm(self.biases[0], scalars, self.weights[0])
-        second = torch.addmm(self.biases[1], silu(first), self.weights[1])
-        energies = torch.addmm(self.biases[2], silu(second), self.weights[2])[:, 0].to(torch.float64)
+        flows, hidden = [], scalars
+        for weight, bias in zip(self.weights[:2], self.biases[:2], strict=True):
+            before = torch.addmm(bias, hidden, weight)
+            hidden, slope = torch.empty_like(before), torch.empty_like(before)
+            node_kernels.silu(0, len(before), before.numpy(), hidden.numpy(), slope.numpy())
+            flows.append(slope)
+        energies = torch.addmm(self.biases[2], hidden, self.weights[2])[:, 0].to(torch.float64)
         if not differentiate:
             return energies, torch.zeros_like(scalars)
-        flow = _silu_slope(second) * self.weights[2].T
-        flow = _silu_slope(first) * (flow @ self.weights[1].T)
-        return energies, flow @ self.weights[0].T
-
-
-def _silu_slope(x: Tensor) -> Tensor:
-    logistic = torch.sigmoid(x)
-    return logistic * (1.0 + x * (1.0 - logistic))
+        flow = flows[1].mul_(self.weights[2].T) @ self.weights[1].T
+        return energies, flow.mul_(flows[0]) @ self.weights[0].T
 
 
 def _apply(x: Rows, weights: list[Tensor], bias: Tensor, y: Rows) -> None:

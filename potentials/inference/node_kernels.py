@@ -223,3 +223,39 @@ def gate_backward(
                 d_gates[i, start + c] += vector * f[row, i, c] * d_z[row, i, c]
         for c in range(channels, gates.shape[1]):
             d_gates[i, c] *= logistic[c] * (one - logistic[c])
+
+
+@kernel
+def silu(first: int, last: int, x: Array, y: Array, slope: Array) -> None:
+    """Function and derivative; all (atoms, width)."""
+    one = x.dtype.type(1.0)
+    for i in range(first, last):
+        for c in range(x.shape[1]):
+            logistic = one / (one + exponential(-x[i, c]))
+            y[i, c] = x[i, c] * logistic
+            slope[i, c] = logistic * (one + x[i, c] * (one - logistic))
+
+
+@kernel
+def domain_distance(
+    first: int, last: int, descriptors: Array, row: Array, mean: Array, whitening: Array, result: Array
+) -> None:
+    """Length of whitening applied to the deviation from the mean; infinite for atoms with a negative row.
+
+    `mean` (elements, channels) and `whitening` (elements, channels, channels) are float64.
+    """
+    channels = descriptors.shape[1]
+    vector = np.empty(channels)
+    for i in range(first, last):
+        if row[i] < 0:
+            result[i] = np.inf
+            continue
+        vector[:] = 0.0
+        for k in range(channels):
+            deviation = descriptors[i, k] - mean[row[i], k]
+            for c in range(channels):
+                vector[c] += deviation * whitening[row[i], k, c]
+        total = 0.0
+        for c in range(channels):
+            total += vector[c] * vector[c]
+        result[i] = np.sqrt(total)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from e2former_calc.potentials.applicability import TrainingDomain
 from e2former_calc.potentials.e2former_v2 import E2FormerV2
 from e2former_calc.potentials.e2former_v2.model import resolve_head
 from e2former_calc.potentials.interface import Property
@@ -25,6 +26,7 @@ from e2former_calc.potentials.potential import EnergyPotential, stress_of
 from e2former_calc.potentials.system import Prediction, System
 
 if TYPE_CHECKING:
+    from e2former_calc.potentials.inference.geometry import PairList, Structure
     from e2former_calc.potentials.inference.network import Network
 
 MIN_KNOTS, KNOTS_PER_BASIS_FUNCTION = 512, 3
@@ -194,36 +196,38 @@ class Prepared:
         self, potential: EnergyPotential, system: System, composition: _Composition, *,
         properties: frozenset[Property], neighbors: NeighborList | None,
     ) -> Prediction:  # fmt: skip
-        from e2former_calc.potentials.inference.geometry import PairList, Structure
+        from e2former_calc.potentials.inference.geometry import Structure
 
-        pairs = self._pairs(potential, system, neighbors)
         structure = Structure(
             positions=np.ascontiguousarray(system.positions.detach().numpy()),
             cell=np.ascontiguousarray(system.cell.detach().numpy()),
             batch=system.batch.numpy(), element=composition.rows,
         )  # fmt: skip
+        if neighbors is None:
+            neighbors = neighbor_list(system, potential.cutoff)
+        pairs = _arrays(neighbors)
+        if potential.neighbor_cap == "official" and not self._is_uncapped(potential, pairs, structure):
+            pairs = _arrays(potential.graphs(system, neighbors)[0])
         result = self._made(potential).evaluate(
-            PairList(pairs.row_ptr.numpy(), pairs.source.numpy(), np.ascontiguousarray(pairs.shift.numpy())),
-            structure, composition.condition, forces=bool(properties & {"forces", "stress"}),
+            pairs, structure, composition.condition, forces=bool(properties & {"forces", "stress"}),
             threads=torch.get_num_threads(),
         )  # fmt: skip
         energies = result.energies + composition.reference
         energy = energies.new_zeros(system.n_structures).index_add(0, system.batch, energies)
-        domain = potential.domain
         return Prediction(
             energy, energies,
             result.forces if "forces" in properties else None,
             stress_of(result.strain, system) if "stress" in properties and result.strain is not None else None,
             force_source="gradient" if "forces" in properties else None,
-            extrapolation=None if domain is None else domain.distance(result.descriptors, system.numbers),
+            extrapolation=composition.extrapolation(result.descriptors),
         )  # fmt: skip
 
-    def _pairs(self, potential: EnergyPotential, system: System, neighbors: NeighborList | None) -> NeighborList:
-        if neighbors is None:
-            neighbors = neighbor_list(system, potential.cutoff)
-        if potential.neighbor_cap == "none":
-            return neighbors
-        return potential.graphs(system, neighbors)[0]
+    @staticmethod
+    def _is_uncapped(potential: EnergyPotential, pairs: PairList, structure: Structure) -> bool:
+        from e2former_calc.potentials.inference.geometry import is_uncapped
+
+        limit = _network_of(potential).config.max_neighbors
+        return is_uncapped(pairs, structure, potential.cutoff, len(pairs.source) if limit is None else limit)
 
     def _self_check(self, potential: EnergyPotential, elements: list[int]) -> SelfCheck:
         system = _cluster(elements)
@@ -260,11 +264,40 @@ class _Composition:
         with torch.no_grad():
             vector = _network_of(potential).condition_vector(system.charge, system.spin)
             self.condition: Float[Tensor, "atoms channels"] = vector[system.batch].contiguous()
+        self._domain = None if potential.domain is None else _Domain(potential.domain, system.numbers)
+
+    def extrapolation(self, descriptors: Float[Tensor, "atoms channels"]) -> Float[Tensor, " atoms"] | None:
+        """Distance from the training data, if that is known."""
+        return None if self._domain is None else self._domain.distance(descriptors)
 
     def describes(self, system: System) -> bool:
         """Whether another system differs in geometry only."""
         other = (system.numbers, system.batch, system.charge, system.spin)
         return all(a is b or torch.equal(a, b) for a, b in zip(self._key, other, strict=True))
+
+
+class _Domain:
+    """`TrainingDomain.distance` for fixed elements."""
+
+    def __init__(self, domain: TrainingDomain, numbers: Int[Tensor, " atoms"]) -> None:
+        rows = {element: row for row, element in enumerate(domain.elements.tolist())}
+        self.rows = np.array([rows.get(number, -1) for number in numbers.tolist()], dtype=np.int64)
+        self.mean, self.whitening = domain.mean.double().numpy(), domain.whitening.double().numpy()
+
+    def distance(self, descriptors: Float[Tensor, "atoms channels"]) -> Float[Tensor, " atoms"]:
+        from e2former_calc.potentials.inference.node_kernels import domain_distance
+
+        result = torch.empty(len(self.rows), dtype=torch.float64)
+        arrays = descriptors.numpy(), self.rows, self.mean, self.whitening, result.numpy()
+        domain_distance(0, len(self.rows), *arrays)
+        return result
+
+
+def _arrays(neighbors: NeighborList) -> PairList:
+    from e2former_calc.potentials.inference.geometry import PairList
+
+    shift = np.ascontiguousarray(neighbors.shift.numpy())
+    return PairList(neighbors.row_ptr.numpy(), neighbors.source.numpy(), shift)
 
 
 def _network_of(potential: EnergyPotential) -> E2FormerV2:

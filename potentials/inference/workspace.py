@@ -13,7 +13,6 @@ from torch import Tensor
 from e2former_calc.potentials.e2former_v2.config import E2FormerV2Config
 from e2former_calc.potentials.inference.geometry import Edges
 
-
 KEPT_BYTES = 128 * 2**20
 """Linear maps of queries and keys are kept for the derivative up to this size, and computed again beyond it."""
 
@@ -92,7 +91,8 @@ class Workspace:
         self.keeps_maps = len(config.orders) * shared_maps.tensor.nbytes <= KEPT_BYTES
         self.layers = [
             LayerMemory(
-                x=rows(channels), scale_1=empty(n_atoms).numpy(), maps=rows(n_maps) if self.keeps_maps else shared_maps, hidden=empty(2, n_atoms, half),
+                x=rows(channels), scale_1=empty(n_atoms).numpy(),
+                maps=rows(n_maps) if self.keeps_maps else shared_maps, hidden=empty(2, n_atoms, half),
                 query_key=empty(2, n_atoms, n_scalars), value=empty(n_atoms, n_rows, channels).numpy(),
                 x_middle=rows(channels), scale_2=empty(n_atoms).numpy(), f=rows(channels),
                 gates=empty(n_atoms, (lmax + 1) * channels),
@@ -100,7 +100,8 @@ class Workspace:
             for _ in config.orders
         ]  # fmt: skip
         self.scratch = Scratch(
-            h=rows(channels), d_h=rows(channels), d_x=rows(channels), d_maps=shared_maps if self.keeps_maps else rows(n_maps),
+            h=rows(channels), d_h=rows(channels), d_x=rows(channels),
+            d_maps=shared_maps if self.keeps_maps else rows(n_maps),
             invariants=empty(2, n_atoms, (lmax + 1) * half), activated=empty(2, n_atoms, half),
             d_query_key=empty(2, n_atoms, n_scalars), d_value=empty(n_atoms, n_rows, channels).numpy(),
             convolved=empty(n_atoms * n_products), moment=empty(n_atoms * 3 * n_rows * channels).numpy(),

@@ -30,7 +30,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no layer norm in the embedding": {"embedding_layer_norm": False},
     "mixed orders": {"orders": ("zero", "first")},
     "capped": {"max_neighbors": 5},
-    "lmax 1": {"lmax": 1, "num_heads": 8, "head_width": 3, "channels": 16, "num_layers": 1, "orders": ("first",)},
     "lmax 3": {"lmax": 3, "num_heads": 8, "channels": 24, "num_layers": 1, "orders": ("first",)},
 }
 
