@@ -2,7 +2,7 @@
 
 | module | what |
 |---|---|
-| `trajectory`, `readers` | frames in memory or read from a file in parts; checks that name the frame |
+| `trajectory`, `readers`, `thermo_log` | frames in memory or from a file in parts, with the log beside it; checks |
 | `stability`, `collapse`, `survival` | how long a rollout lasts, why it ended, Kaplan-Meier over replicas |
 | `distances`, `rdf`, `angles` | h(r), g(r) and coordination numbers, distribution of angles |
 | `histograms`, `comparison`, `statistics` | blocks, error bars, noise floor, a rollout's curves beside its reference |

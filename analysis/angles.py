@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase.neighborlist import neighbor_list
 from jaxtyping import Float, Int
+from matscipy.neighbours import neighbour_list
 
 from e2former_calc.analysis.histograms import BlockedHistogram, block_bounds
 from e2former_calc.analysis.pair_counts import select_element
@@ -71,11 +72,9 @@ def angle_distribution(
 def _angles(
     chunk: Trajectory, frame: int, triple: Triple, roles: list[Int[np.ndarray, "..."]]
 ) -> Float[np.ndarray, " angles"]:
-    longest = max(triple.first[2], triple.second[2])
-    i, j, distance, vector = neighbor_list("ijdD", chunk.to_atoms(frame), longest)
-    role = np.zeros((3, chunk.n_atoms), dtype=bool)
-    for k, atoms in enumerate(roles):
-        role[k, atoms] = True
+    involved = np.unique(np.concatenate(roles))
+    i, j, distance, vector = _near_pairs(chunk, frame, involved, max(triple.first[2], triple.second[2]))
+    role = np.stack([np.isin(involved, atoms) for atoms in roles])
     unit = vector / distance[:, None]
     legs = [
         np.flatnonzero(role[0, i] & role[k, j] & (distance >= low) & (distance < high))
@@ -89,6 +88,23 @@ def _angles(
         first, second = first[distinct], second[distinct]
     cosine = np.einsum("ak,ak->a", unit[first], unit[second])
     return np.asarray(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
+
+
+def _near_pairs(
+    chunk: Trajectory, frame: int, atoms: Int[np.ndarray, " chosen"], cutoff_A: float
+) -> tuple[Int[np.ndarray, " edges"], Int[np.ndarray, " edges"], Float[np.ndarray, " edges"], Float[np.ndarray, "..."]]:
+    """Both ends (counted within `atoms`), lengths and vectors of all pairs within the cutoff, sorted by the first."""
+    if not np.all(np.asarray(chunk.pbc)):
+        i, j, distance, vector = neighbor_list("ijdD", chunk.to_atoms(frame)[atoms], cutoff_A)
+        return i, j, distance, vector
+    i, j, distance, vector = neighbour_list(
+        "ijdD",
+        positions=chunk.positions[frame, atoms],
+        cell=chunk.cells()[frame],
+        pbc=np.ones(3, dtype=bool),
+        cutoff=cutoff_A,
+    )
+    return i, j, distance, vector
 
 
 def _combine(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from e2former_calc.analysis.histograms import BlockedHistogram, block_bounds
 from e2former_calc.analysis.statistics import DistributionDistance, distribution_distance
 from e2former_calc.analysis.topology import pair_vectors
 from e2former_calc.analysis.trajectory import FrameSource, Trajectory, iterate_chunks
@@ -120,6 +121,55 @@ def ramachandran_angles(
     return np.concatenate([phi for phi, _ in parts]), np.concatenate([psi for _, psi in parts])
 
 
+def rotatable_dihedrals(
+    numbers: Int[np.ndarray, " atoms"], bonds: Int[np.ndarray, "bonds 2"]
+) -> Int[np.ndarray, "dihedrals 4"]:
+    """One dihedral for each bond that can turn: a bond outside rings whose atoms both have other neighbours.
+
+    Its ends are the heaviest neighbours, of equal ones those with the lowest number. Dihedrals of four heavy atoms
+    come first, those that end in hydrogen later.
+    """
+    neighbours = _neighbours(bonds, len(numbers))
+    found = []
+    for j, k in bonds.tolist():
+        ends = [[a for a in neighbours[j] if a != k], [a for a in neighbours[k] if a != j]]
+        if all(ends) and not _connected_without(neighbours, j, k):
+            first, last = (max(atoms, key=lambda atom: (numbers[atom], -atom)) for atoms in ends)
+            found.append((first, j, k, last))
+    found.sort(key=lambda atoms: (int((numbers[list(atoms)] == 1).sum()), atoms[1:3]))
+    return np.array(found, dtype=np.int64).reshape(-1, 4)
+
+
+def dihedral_distributions(
+    source: FrameSource,
+    dihedrals: Int[np.ndarray, "dihedrals 4"],
+    *,
+    n_bins: int = 36,
+    stop: int | None = None,
+    n_blocks: int = 10,
+) -> list[BlockedHistogram]:
+    """Distribution of each dihedral over -180 to 180 degrees, in 1/degree, normalised to 1, reading in parts.
+
+    `BlockedHistogram.mae` of two of them is half the integral of |Δ|: the share of frames, 0 to 1, that would have to
+    be elsewhere.
+
+    Raises:
+        TrajectoryError: naming the first frame that is not finite.
+        ValueError: if there is no frame, bin or block.
+    """
+    end = len(source) if stop is None else min(stop, len(source))
+    bounds = list(block_bounds(end, n_blocks))
+    edges = np.linspace(-180.0, 180.0, n_bins + 1)
+    counts = np.zeros((len(dihedrals), len(bounds), n_bins))
+    for block, (first, last) in enumerate(bounds):
+        for chunk in iterate_chunks(source, start=first, stop=last):
+            angles = dihedral_angles(chunk, dihedrals)
+            for k in range(len(dihedrals)):
+                counts[k, block] += np.histogram(angles[:, k], edges)[0]
+    frames = np.array([last - first for first, last in bounds])
+    return [BlockedHistogram(edges, part * (n_bins / 360.0), part.sum(axis=1), frames) for part in counts]
+
+
 def basin_fractions(phi: Float[np.ndarray, " frames"], psi: Float[np.ndarray, " frames"]) -> dict[str, float]:
     """Share of frames in alpha_R, beta, PII, alpha_L and elsewhere, by boxes in the Ramachandran map.
 
@@ -163,6 +213,19 @@ def _neighbours(bonds: Int[np.ndarray, "bonds 2"], n_atoms: int) -> list[list[in
         neighbours[i].append(j)
         neighbours[j].append(i)
     return [sorted(atoms) for atoms in neighbours]
+
+
+def _connected_without(neighbours: list[list[int]], first: int, second: int) -> bool:
+    """Whether two bonded atoms are in a ring: there is a way from one to the other beside their bond."""
+    seen, waiting = {first}, [atom for atom in neighbours[first] if atom != second]
+    while waiting:
+        atom = waiting.pop()
+        if atom == second:
+            return True
+        if atom not in seen:
+            seen.add(atom)
+            waiting += neighbours[atom]
+    return False
 
 
 def _chain_order(phi: list[tuple[int, int, int, int]], psi: list[tuple[int, int, int, int]]) -> list[int]:

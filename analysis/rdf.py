@@ -104,6 +104,26 @@ def radial_distributions_by_frame(
     return result
 
 
+def first_shell_A(curve: BlockedHistogram, *, smoothing_A: float = 0.2) -> float | None:
+    """Where the first shell of g(r) ends: its lowest point between the first peak and 1.7 times its distance.
+
+    The first peak is the first local maximum of the smoothed curve that reaches half of its highest value. None if
+    there is no peak, or if the shell does not end within the range.
+    """
+    width = max(1, round(smoothing_A / float(curve.edges[1] - curve.edges[0])) // 2 * 2 + 1)
+    smooth = np.convolve(curve.values(), np.full(width, 1.0 / width), mode="same")
+    tops = np.flatnonzero(
+        (smooth[1:-1] >= smooth[:-2]) & (smooth[1:-1] > smooth[2:]) & (smooth[1:-1] >= 0.5 * smooth.max())
+    )
+    if not len(tops) or smooth.max() <= 0:
+        return None
+    peak = int(tops[0]) + 1
+    end = int(np.searchsorted(curve.centers, 1.7 * curve.centers[peak]))
+    if end >= len(smooth):
+        return None
+    return float(curve.centers[peak + int(np.argmin(smooth[peak : end + 1]))])
+
+
 def shell_volumes_A3(edges: Float[np.ndarray, " edges"]) -> Float[np.ndarray, " bins"]:
     """Volume (Å^3) of the spherical shell of each bin."""
     return np.asarray(4.0 / 3.0 * np.pi * np.diff(edges**3))

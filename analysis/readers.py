@@ -7,13 +7,16 @@ Recognised HDF5 layouts, with the dataset names of `ARRAYS` in the file itself o
 * `numbers`, `positions`, `energy`, `forces`, `velocities`, attributes `frame_spacing_fs` or `frame_spacing_ps`;
 * rollouts in the same file as their reference, chosen with `part="reference"`.
 
+A `thermo.log` beside a file that ASE reads gives the times, temperatures and potential energies that the file lacks.
+
 Without a stated unit, velocities called `velocities` are in Å/ps, as in the data sets that use this layout.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +27,7 @@ from jaxtyping import Float, Int
 
 from e2former_calc.analysis.constants import FS_PER_PS, KCAL_PER_MOL_EV
 from e2former_calc.analysis.h5md_units import h5md_unit
+from e2former_calc.analysis.thermo_log import FILE_NAME, ThermoLog, read_thermo_log
 from e2former_calc.analysis.trajectory import FrameSource, Trajectory, TrajectoryError
 
 HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".h5md")
@@ -322,4 +326,31 @@ def _read_ase(path: Path) -> Trajectory:
         images = ase.io.read(path, index=":")
     except Exception as error:  # readers of ASE raise whatever a malformed file leads to
         raise TrajectoryError(f"{path} is no trajectory that ASE can read ({error!r})") from error
-    return Trajectory.from_atoms(list(images), source=str(path))
+    return _with_log(Trajectory.from_atoms(list(images), source=str(path)), path.with_name(FILE_NAME))
+
+
+def _with_log(trajectory: Trajectory, path: Path) -> Trajectory:
+    """Times, temperatures and potential energies from a log beside the file, where the trajectory has none."""
+    if trajectory.times_fs is not None or not path.is_file():
+        return trajectory
+    try:
+        log = read_thermo_log(path)
+    except TrajectoryError as error:
+        warnings.warn(f"{path} is left aside: {error}", UserWarning, stacklevel=4)
+        return trajectory
+    if len(log) != len(trajectory):
+        text = f"{path} is left aside: it has {len(log)} rows for the {len(trajectory)} frames of {trajectory.source}"
+        warnings.warn(f"{text}, and so tells no times: give the time between frames", UserWarning, stacklevel=4)
+        return trajectory
+    return _joined(trajectory, log)
+
+
+def _joined(trajectory: Trajectory, log: ThermoLog) -> Trajectory:
+    factor = trajectory.n_atoms if log.per_atom else 1
+    known = trajectory.energies
+    return replace(
+        trajectory,
+        times_fs=log.times_fs,
+        energies=log.potential_eV * factor if known is None else known,
+        temperatures_K=log.temperatures_K if trajectory.temperatures_K is None else trajectory.temperatures_K,
+    )

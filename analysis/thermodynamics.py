@@ -161,22 +161,54 @@ def integrator_convergence(conserved_eV: Mapping[float, Float[np.ndarray, " fram
     return IntegratorConvergence(steps, sigma, float(np.abs(1.0 - ratio).max()))
 
 
-def temperature_by_element(trajectory: Trajectory) -> dict[str, Estimate]:
-    """Mean kinetic temperature (K) of the atoms of each element, 3 degrees of freedom each, with errors.
+def temperature_by_element(
+    trajectory: Trajectory, degrees_by_atom: Float[np.ndarray, " atoms"] | None = None
+) -> dict[str, Estimate]:
+    """Mean kinetic temperature (K) of the atoms of each element, with errors.
 
     Equal within errors in equilibrium; light atoms run hot first when the time step is too large.
+
+    Args:
+        trajectory: with velocities.
+        degrees_by_atom: degrees of freedom that each atom has (`mean_degrees_by_atom`); default 3 each.
 
     Raises:
         TrajectoryError: without velocities.
         ValueError: for fewer than two frames.
     """
     energies = kinetic_energies_by_atom(trajectory)
+    degrees = np.full(trajectory.n_atoms, 3.0) if degrees_by_atom is None else degrees_by_atom
     result = {}
     for number in np.unique(trajectory.numbers):
         mine = trajectory.numbers == number
-        series = energies[:, mine].mean(axis=1) * (2.0 / (3.0 * BOLTZMANN_EV_PER_K))
-        result[chemical_symbols[number]] = mean_with_error(series)
+        total = float(degrees[mine].sum())
+        if total > 0:
+            series = energies[:, mine].sum(axis=1) * (2.0 / (total * BOLTZMANN_EV_PER_K))
+            result[chemical_symbols[number]] = mean_with_error(series)
     return result
+
+
+def mean_degrees_by_atom(
+    trajectory: Trajectory, *, translation_at_rest: bool, rotation_at_rest: bool
+) -> Float[np.ndarray, " atoms"]:
+    """Share of the degrees of freedom that each atom has when common motions are at rest, mean over the frames.
+
+    Atom i has 3 less the squares of its components in the unit vectors of the common motions, in mass-weighted
+    coordinates: 3 m_i / M for translation, m_i tr(X_i^T I^-1 X_i) for rotation, with X_i the cross-product matrix of
+    its position relative to the centre of mass and I the tensor of inertia. The sum is 3 N less 3 for each.
+    """
+    masses = np.asarray(trajectory.masses)
+    degrees = np.full(trajectory.n_atoms, 3.0)
+    if translation_at_rest:
+        degrees -= 3.0 * masses / masses.sum()
+    if rotation_at_rest:
+        x = trajectory.positions - np.einsum("a,fak->fk", masses / masses.sum(), trajectory.positions)[:, None]
+        inverse = np.linalg.pinv(_inertia(masses, x), rcond=1e-6, hermitian=True)
+        squares = np.einsum("fak,fak->fa", x, x)
+        # tr(X^T A X) = |x|^2 tr(A) - x.A.x for a symmetric A
+        projected = squares * np.trace(inverse, axis1=1, axis2=2)[:, None] - np.einsum("fai,fij,faj->fa", x, inverse, x)
+        degrees -= masses * projected.mean(axis=0)
+    return degrees
 
 
 def temperature_by_motion(trajectory: Trajectory, molecule_of: Int[np.ndarray, " atoms"]) -> dict[str, Estimate]:
@@ -250,9 +282,17 @@ def _rigid_motion(
         return moving, np.zeros(len(x)), 0
     x = x - np.einsum("a,fak->fk", share, x)[:, None]
     spin = np.einsum("a,fak->fk", masses, np.cross(x, v - center_v[:, None]))
-    squares = np.einsum("a,fak,fak->f", masses, x, x)
-    inertia = squares[:, None, None] * np.eye(3) - np.einsum("a,fai,faj->fij", masses, x, x)
+    inertia = _inertia(masses, x)
     inverse = np.linalg.pinv(inertia, rcond=1e-6, hermitian=True)
     spinning = 0.5 * AMU_A2_PER_FS2_EV * np.einsum("fi,fij,fj->f", spin, inverse, spin)
     moments = np.linalg.eigvalsh(inertia[0])
     return moving, spinning, 3 if moments[0] > 1e-6 * moments[-1] else 2
+
+
+def _inertia(
+    masses: Float[np.ndarray, " atoms"], relative_A: Float[np.ndarray, "frames atoms 3"]
+) -> Float[np.ndarray, "frames 3 3"]:
+    """Tensor of inertia (amu Å^2) of positions relative to the centre of mass."""
+    squares = np.einsum("a,fak,fak->f", masses, relative_A, relative_A)
+    products = np.einsum("a,fai,faj->fij", masses, relative_A, relative_A)
+    return np.asarray(squares[:, None, None] * np.eye(3) - products)

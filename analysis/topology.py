@@ -10,7 +10,7 @@ from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from e2former_calc.analysis.trajectory import FrameSource, Trajectory, iterate_chunks
 
@@ -51,6 +51,25 @@ def molecules(n_atoms: int, bonds: Int[np.ndarray, "bonds 2"]) -> Int[np.ndarray
     graph = coo_array((ones, (bonds[:, 0], bonds[:, 1])), shape=(n_atoms, n_atoms))
     _, labels = connected_components(graph, directed=False)
     return np.asarray(labels, dtype=np.int64)
+
+
+def whole_molecules(trajectory: Trajectory, bonds: Int[np.ndarray, "bonds 2"]) -> Float[np.ndarray, "frames atoms 3"]:
+    """Positions (Å) with no molecule cut by the cell boundary: along the bonds, each atom next to the one before."""
+    positions = trajectory.positions.copy()
+    if not trajectory.is_periodic or not len(bonds):
+        return positions
+    ones = np.ones(len(bonds), dtype=np.int8)
+    n_atoms = len(trajectory.numbers)
+    graph = coo_array((ones, (bonds[:, 0], bonds[:, 1])), shape=(n_atoms, n_atoms)).tocsr()
+    roots = np.unique(molecules(n_atoms, bonds), return_index=True)[1]
+    cells, pbc = trajectory.cells(), np.asarray(trajectory.pbc)
+    for root in roots.tolist():
+        order, before = breadth_first_order(graph, root, directed=False)
+        for atom in order[1:].tolist():
+            anchor = positions[:, int(before[atom])]
+            step = nearest_image((positions[:, atom] - anchor)[:, None], cells, pbc)[:, 0]
+            positions[:, atom] = anchor + step
+    return positions
 
 
 def fragment_counts(

@@ -145,6 +145,19 @@ class Trajectory:
             raise TrajectoryError(f"`step` must be at least 1, got {step}")
         return self._select(slice(None, None, step), first_frame=self.first_frame)
 
+    def of_atoms(self, atoms: Int[np.ndarray, " chosen"]) -> Trajectory:
+        """Positions, times and cell of some atoms."""
+        return Trajectory(
+            positions=self.positions[:, atoms],
+            numbers=self.numbers[atoms],
+            cell=self.cell,
+            pbc=self.pbc,
+            masses=np.asarray(self.masses)[atoms],
+            times_fs=self.times_fs,
+            source=self.source,
+            first_frame=self.first_frame,
+        )
+
     def require(self, *names: str) -> None:
         """Make sure that optional arrays are there.
 
@@ -271,6 +284,69 @@ class FrameSource(Protocol):
     def read(self, start: int, stop: int) -> Trajectory:
         """Frames start ... stop - 1."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class EveryNth:
+    """Every `step`-th frame of a source, from the first on, as a source.
+
+    Attributes:
+        whole: what frames are taken from.
+        step: distance of the frames that are taken, 1 or more.
+    """
+
+    whole: FrameSource
+    step: int
+
+    def __post_init__(self) -> None:
+        if self.step < 1:
+            raise TrajectoryError(f"`step` must be at least 1, got {self.step}")
+
+    def __len__(self) -> int:
+        return -(-len(self.whole) // self.step)
+
+    @property
+    def numbers(self) -> Int[np.ndarray, " atoms"]:
+        """Atomic numbers."""
+        return np.asarray(self.whole.numbers)
+
+    def read(self, start: int, stop: int) -> Trajectory:
+        """Frames start ... stop - 1 of those that are taken.
+
+        Raises:
+            TrajectoryError: if they do not exist.
+        """
+        if not 0 <= start < stop <= len(self):
+            raise TrajectoryError(f"there are no frames {start} to {stop - 1} in {len(self)} frames")
+        return self.whole.read(start * self.step, (stop - 1) * self.step + 1).every(self.step)
+
+
+def at_most(source: FrameSource, n_frames: int) -> FrameSource:
+    """The source, or equally spaced frames of it, no more than `n_frames`.
+
+    Raises:
+        TrajectoryError: if `n_frames` is not positive.
+    """
+    if n_frames < 1:
+        raise TrajectoryError(f"`n_frames` must be at least 1, got {n_frames}")
+    return source if len(source) <= n_frames else EveryNth(source, -(-len(source) // n_frames))
+
+
+def read_atoms(source: FrameSource, atoms: Int[np.ndarray, " chosen"], *, stop: int | None = None) -> Trajectory:
+    """Positions and times of some atoms in all frames, in memory; the source is read in parts.
+
+    Raises:
+        TrajectoryError: naming the first frame that is not finite.
+    """
+    parts = [chunk.of_atoms(atoms) for chunk in iterate_chunks(source, stop=stop)]
+    if not parts:
+        raise TrajectoryError("there is no frame to read")
+    first = parts[0]
+    cells = None
+    if first.cell is not None:
+        cells = first.cell if first.cell.ndim == 2 else np.concatenate([part.cells() for part in parts])
+    times = None if first.times_fs is None else np.concatenate([np.asarray(part.times_fs) for part in parts])
+    return replace(first, positions=np.concatenate([part.positions for part in parts]), cell=cells, times_fs=times)
 
 
 def iterate_chunks(source: FrameSource, *, start: int = 0, stop: int | None = None) -> Iterator[Trajectory]:

@@ -15,7 +15,9 @@ COMMANDS = {
     "doctor": "Check a model: gradients, symmetries, extensivity, batches.",
     "bench": "Measure the speed of a model on this machine.",
     "train": "Train or fine-tune a model.",
+    "rollout": "Simulate replicas with a model and judge them against a reference: one command, one report.",
     "analyze": "Judge rollouts against a reference trajectory: numbers, figures, a report.",
+    "compare": "Line up several models against the same reference.",
     "reference": "Reference trajectories: molecular dynamics with xTB or any ASE calculator.",
 }
 """Subcommands and their one-line help; each is `e2former_calc.cli.<name>.<name>`."""

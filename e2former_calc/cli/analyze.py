@@ -15,7 +15,7 @@ from e2former_calc.cli.messages import notice
 from e2former_calc.cli.options import overwrite_option, run_options
 
 if TYPE_CHECKING:
-    from e2former_calc.report import Quantity, Report, ReportSettings, Section, Truth
+    from e2former_calc.report import Method, Quantity, Report, ReportSettings, Section
 
 NOT_STABLE = 2
 """Exit code if a rollout is not stable to the end."""
@@ -48,9 +48,14 @@ Frames 0 to 999 of one file against the others: e2former analyze md.h5@:1000 --r
     "--truth-options", multiple=True, metavar="KEY=VALUE",
     help="Keyword argument of that calculator, or a JSON object of them; repeatable.",
 )  # fmt: skip
+@click.option(
+    "--model", metavar="PATH_OR_NAME",
+    help="Model that made the rollouts: adds its errors on the reference's own frames, and the configurational "
+    "temperature.",
+)  # fmt: skip
 @click.option("--truth-samples", type=int, help="Frames of each trajectory that are recalculated (20).")
-@click.option("--charge", type=int, metavar="INTEGER", help="Total charge in e, for --truth.")
-@click.option("--multiplicity", type=int, metavar="INTEGER", help="2S+1, for --truth.")
+@click.option("--charge", type=int, metavar="INTEGER", help="Total charge in e, for --truth and --model.")
+@click.option("--multiplicity", type=int, metavar="INTEGER", help="2S+1, for --truth and --model.")
 @click.option("--temperature-K", "temperature_K", type=float, help="Target in K, if the files do not say it.")
 @click.option(
     "--ensemble", type=click.Choice(["nve", "nvt", "npt"]), help="Of the rollouts, if the files do not say it."
@@ -85,8 +90,9 @@ def analyze(
     """Judge each ROLLOUT (replicas of one system) against a reference trajectory, and write a report.
 
     Stability, h(r) or g(r), bonds, angles and dihedrals, Ramachandran maps, radius of gyration, energy, temperature,
-    drift and spectra, as far as the files allow, each beside the noise of the reference. Files: H5MD, HDF5, npz, or
-    anything that ASE reads; FILE@START:STOP takes some of the frames.
+    equipartition, drift, diffusion and spectra, as far as the files allow, each beside the noise of the reference.
+    Files: H5MD, HDF5, npz, or anything that ASE reads, with a thermo.log beside it; FILE@START:STOP takes some of the
+    frames.
 
     Writes DIR/report.html (one page, nothing else needed), DIR/summary.json, DIR/tables/*.csv and DIR/figures/*.
     """
@@ -94,11 +100,15 @@ def analyze(
     from e2former_calc.report.writing import check_folder
 
     check_folder(out, overwrite=overwrite)
-    truth_options = {name: values.pop(name) for name in ("truth", "truth_options", "charge", "multiplicity")}
+    options = {name: values.pop(name) for name in ("truth", "truth_options", "charge", "multiplicity")}
+    model_name = values.pop("model")
     settings = _settings(preset, values)
     with TemporaryDirectory(prefix="e2former-truth-") as folder:
-        truth = _truth(reference, truth_options, Path(folder))
-        report = analyze_rollouts(rollouts, reference, settings, truth=truth, progress=_progress())
+        methods = {
+            "truth": _truth(reference, options, Path(folder), alone=model_name is None),
+            "model": _model(reference, model_name, options, Path(folder)),
+        }
+        report = analyze_rollouts(rollouts, reference, settings, **methods, progress=analysis_progress())
     context = click.get_current_context()
     command = {"command": context.command_path, "options": dict(sorted(context.params.items()))}
     written = write_report(report, out, overwrite=overwrite, extra=command)
@@ -162,27 +172,39 @@ def _settings(preset: str | None, values: dict[str, Any]) -> ReportSettings:
     return replace(PRESETS[preset] if preset else ReportSettings(), **given)
 
 
-def _truth(reference: str, options: dict[str, Any], folder: Path) -> Truth | None:
-    """The ground-truth calculator, made for the first frame of the reference."""
-    name, texts = options["truth"], options["truth_options"]
+def _truth(reference: str, options: dict[str, Any], folder: Path, *, alone: bool) -> Method | None:
+    """The ground-truth calculator, made for the first frame of the reference; `alone`: there is no model either."""
+    if options["truth"] is not None:
+        return _method(reference, options["truth"], options, folder)
+    names = ["truth_options", *(["charge", "multiplicity"] if alone else [])]
+    unused = next((name for name in names if options[name] not in (None, ())), None)
+    if unused is not None:
+        raise ValueError(f"--{unused.replace('_', '-')} belongs to --truth: give the name of a calculator, too")
+    return None
+
+
+def _model(reference: str, name: str | None, options: dict[str, Any], folder: Path) -> Method | None:
+    """The model that made the rollouts."""
     if name is None:
-        alone = [key.replace("_", "-") for key, value in options.items() if value not in (None, ())]
-        if alone:
-            raise ValueError(f"--{alone[0]} belongs to --truth: give the name of a calculator, too")
         return None
+    return _method(reference, f"model:{name}", options | {"truth_options": ()}, folder)
+
+
+def _method(reference: str, name: str, options: dict[str, Any], folder: Path) -> Method:
+    """A calculator for the first frame of the reference."""
     from e2former_calc.reference_md import CalculatorRecipe, parse_options
     from e2former_calc.reference_md.calculators import prepare
-    from e2former_calc.report import Truth
+    from e2former_calc.report import Method
     from e2former_calc.report.sources import first_atoms
 
-    atoms = first_atoms(reference)
+    texts = options["truth_options"]
     recipe = CalculatorRecipe(name, parse_options(texts), options["charge"], options["multiplicity"])
-    method = prepare(recipe, atoms, folder=folder)
-    return Truth(method.level, method.fresh())
+    method = prepare(recipe, first_atoms(reference), folder=folder)
+    return Method(method.level, method.fresh())
 
 
-def _progress() -> Callable[[str], None]:
-    """Say on a terminal what is being done."""
+def analysis_progress() -> Callable[[str], None]:
+    """Says on a terminal what is being done."""
     if not sys.stderr.isatty():
         return lambda _: None
     return lambda what: notice(f"{what} ...")

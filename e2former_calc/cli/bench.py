@@ -24,6 +24,7 @@ from e2former_calc.benchmark import (
     run_in_subprocess,
 )
 from e2former_calc.checkpoint.loading import resolve_path
+from e2former_calc.cli.bench_analysis import bench_analysis, suite_options
 from e2former_calc.cli.bench_table import Outcome, Table, three_digits
 from e2former_calc.cli.bench_training import (
     TRAINING_TABLE,
@@ -71,11 +72,12 @@ UNITS = {
     help="No repeat of a case starts after this time in s; two are made in any case.",
 )  # fmt: skip
 @training_options
+@suite_options
 @overwrite_option
 @collected(TrainingOptions, "steps")
 def bench(
     options: ModelOptions, structures: tuple[str, ...], shape: str | None, overwrite: bool,
-    steps: TrainingOptions, **timing: Any,
+    steps: TrainingOptions, suite: str, frames: int | None, **timing: Any,
 ) -> None:  # fmt: skip
     """Time energies and forces, or training steps, of structure files or built-in structures.
 
@@ -89,8 +91,16 @@ def bench(
     relative to plain steps. peak MB includes compiling, +MB is what later steps need on top of model
     and data, for compiled ones with what the compiler leaves behind. GPU MB is the largest allocation
     on a GPU. Where other programs run, compare cpu.
+
+    With --suite analysis: trajectories of Ac-Ala3-NHMe and water-216 with made-up motion; s and +MB are
+    medians of wall time and the memory on top of the trajectory, and ratio says how many times longer
+    MDAnalysis takes for the same histogram, where it is installed.
     """
     steps.check()
+    if suite == "analysis":
+        click.get_current_context().exit(bench_analysis(options, structures, overwrite=overwrite, frames=frames))
+    if frames is not None:
+        raise click.UsageError("--frames belongs to --suite analysis: add it, or leave out --frames")
     outputs = [with_suffix(options.out, "-bench.json")] if options.out else []
     files = [Path(name) for name in structures if name not in BUILTIN_STRUCTURES]
     check_outputs(outputs, inputs=files, overwrite=overwrite)

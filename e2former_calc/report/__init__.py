@@ -16,12 +16,13 @@
 from e2former_calc.report.evaluation import Report, Verdict, analyze_rollouts
 from e2former_calc.report.section import Drawing, Quantity, Section, Table
 from e2former_calc.report.settings import PRESETS, ReportSettings
-from e2former_calc.report.truth import Truth
+from e2former_calc.report.sources import Method, Truth
 from e2former_calc.report.writing import write_report
 
 __all__ = [
     "PRESETS",
     "Drawing",
+    "Method",
     "Quantity",
     "Report",
     "ReportSettings",

@@ -1,8 +1,8 @@
-"""Structure: h(r) of molecules, g(r) of periodic systems, against the reference and its noise."""
+"""Distributions against the reference and its noise: h(r) of molecules, g(r) of periodic systems, and others alike."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
@@ -25,8 +25,21 @@ NO_FRAME = "No frame of any rollout is stable: there is nothing to compare."
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """Words for one kind of curve."""
+class CurveKind:
+    """Words for one kind of curve.
+
+    Attributes:
+        name: of section, table and figures.
+        title: heading.
+        unit: of the difference.
+        y_label: with unit.
+        difference: label of the difference, with unit.
+        definition: of the number that stands for the difference.
+        x_label: with unit.
+        number: what that number is called.
+        limits: ends of the x axis; None: as far as there is anything to see.
+        caption: of the figure if all curves are alike; None if the first one is the headline.
+    """
 
     name: str
     title: str
@@ -34,13 +47,17 @@ class _Kind:
     y_label: str
     difference: str
     definition: str
+    x_label: str = "r [Å]"
+    number: str = "MAE"
+    limits: tuple[float, float] | None = None
+    caption: str | None = None
 
 
-H_OF_R = _Kind(
+H_OF_R = CurveKind(
     "distances", "Interatomic distances h(r)", "1", "h(r) [1/Å]", "Δh(r) [1/Å]",
     "integral of |Δh| over r, 0 to 2, as published; error by the jackknife over blocks of the rollouts",
 )  # fmt: skip
-G_OF_R = _Kind(
+G_OF_R = CurveKind(
     "rdf", "Radial distribution functions g(r)", "Å", "g(r) [1]", "Δg(r) [1]",
     "range times the mean of |Δg|, as published; error by the jackknife over blocks of the rollouts",
 )  # fmt: skip
@@ -60,7 +77,7 @@ def distances_section(case: Case) -> Section:
     known = distance_distribution(case.reference.source, **options)  # type: ignore[arg-type]
     if not known.total.denominators.all():
         return Section(kind.name, kind.title, skipped=f"No distance is shorter than {settings.r_max_A:g} Å.")
-    return _section(kind, _by_label(found), _by_label([known]), case)
+    return compared_section(kind, _by_label(found), _by_label([known])[0], case)
 
 
 def rdf_section(case: Case) -> Section:
@@ -80,7 +97,7 @@ def rdf_section(case: Case) -> Section:
         }
         for source, stop in [(run.source, run.usable) for run in case.usable] + [(case.reference.source, None)]
     ]
-    return _section(kind, found[:-1], found[-1:], case)
+    return compared_section(kind, found[:-1], found[-1], case)
 
 
 def _pairs(case: Case) -> list[Pair]:
@@ -99,27 +116,38 @@ def _by_label(distributions: Sequence[DistanceDistribution]) -> list[dict[str, B
     ]
 
 
-def _section(
-    kind: _Kind,
-    rollouts: Sequence[dict[str, BlockedHistogram]],
-    reference: Sequence[dict[str, BlockedHistogram]],
+def compared_section(
+    kind: CurveKind,
+    rollouts: Sequence[Mapping[str, BlockedHistogram]],
+    reference: Mapping[str, BlockedHistogram],
     case: Case,
+    *,
+    remarks: Sequence[str] = (),
 ) -> Section:
+    """A section of curves of the rollouts, taken together, beside those of the reference.
+
+    Args:
+        kind: words for them.
+        rollouts: curves by label, of each rollout in `case.usable`.
+        reference: the same of the reference.
+        case: rollouts and reference.
+        remarks: sentences to put first.
+    """
     share = sum(case.share(run) for run in case.usable)
     rng = np.random.default_rng(case.settings.seed)
     compared = [
         _compare(label, pooled([part[label] for part in rollouts]), known, share, rng)
-        for label, known in reference[0].items()
+        for label, known in reference.items()
     ]
-    drawn = {curve.label: _drawn(curve, share) for curve in compared}
+    drawn = {curve.label: _drawn(curve, share, kind) for curve in compared}
     pairs = [curve for label, curve in drawn.items() if label not in ("h(r)", "g(r) *-*")][: MAX_PAIRS + 2]
     return Section(
         kind.name,
         kind.title,
         quantities=tuple(_quantity(curve, kind) for curve in compared),
-        tables=(_table(kind, compared), *_replica_table(kind, rollouts, reference[0], case)),
+        tables=(_table(kind, compared), *_replica_table(kind, rollouts, reference, case)),
         drawings=_drawings(kind, [*drawn.values()], pairs),
-        remarks=_remarks(case, share),
+        remarks=(*remarks, *_remarks(case, share)),
     )
 
 
@@ -156,11 +184,11 @@ def merged(curve: BlockedHistogram, size: int) -> BlockedHistogram:
     )
 
 
-def _quantity(curve: ComparedCurve, kind: _Kind) -> Quantity:
+def _quantity(curve: ComparedCurve, kind: CurveKind) -> Quantity:
     floor = curve.floor
     note = kind.definition if floor is not None else f"{kind.definition}; the reference is too short for a noise floor"
     return Quantity(
-        f"{curve.label} MAE",
+        f"{curve.label} {kind.number}",
         curve.mae,
         kind.unit,
         error=finite(_jackknife(curve)),
@@ -178,20 +206,25 @@ def _jackknife(curve: ComparedCurve) -> float:
     return float(np.sqrt((n - 1) * difference.var()) * curve.reference.edges[-1])
 
 
-def _drawn(curve: ComparedCurve, share: float) -> Curve:
+def _drawn(curve: ComparedCurve, share: float, kind: CurveKind) -> Curve:
     """With the band that the difference keeps within, bin by bin, from the blocks of the reference."""
     noise = 1.96 * np.nan_to_num(curve.reference.errors()) * np.sqrt(1.0 + 1.0 / share)
-    return Curve(curve.label, curve.reference.centers, curve.rollout.values(), curve.reference.values(), noise)
+    return Curve(
+        curve.label, curve.reference.centers, curve.rollout.values(), curve.reference.values(), noise, kind.limits
+    )
 
 
-def _drawings(kind: _Kind, drawn: Sequence[Curve], pairs: Sequence[Curve]) -> tuple[Drawing, ...]:
+def _drawings(kind: CurveKind, drawn: Sequence[Curve], pairs: Sequence[Curve]) -> tuple[Drawing, ...]:
     headline = drawn[0]
+    if kind.caption is not None:
+        few = drawn[: MAX_PAIRS + 2]
+        return (Drawing(kind.name, kind.caption, lambda: draw_pairs(few, x_label=kind.x_label, y_label=kind.y_label)),)
     drawings = [
         Drawing(
             kind.name,
             f"{headline.label} of the rollouts and of the reference (above), and their difference with the band that "
             "95 % of the bins keep within if nothing but sampling differs (below).",
-            lambda: draw_curve(headline, x_label="r [Å]", y_label=kind.y_label, difference_label=kind.difference),
+            lambda: draw_curve(headline, x_label=kind.x_label, y_label=kind.y_label, difference_label=kind.difference),
         )
     ]
     if len(pairs) > 1:
@@ -200,14 +233,14 @@ def _drawings(kind: _Kind, drawn: Sequence[Curve], pairs: Sequence[Curve]) -> tu
                 f"{kind.name}-pairs",
                 "The same for each pair of elements; the grey band around the two curves is as wide as sampling alone "
                 "makes their difference.",
-                lambda: draw_pairs(pairs, x_label="r [Å]", y_label=kind.y_label),
+                lambda: draw_pairs(pairs, x_label=kind.x_label, y_label=kind.y_label),
             )
         )
     return tuple(drawings)
 
 
-def _table(kind: _Kind, compared: Sequence[ComparedCurve]) -> Table:
-    columns: dict[str, list[float]] = {"r [Å]": compared[0].reference.centers.tolist()}
+def _table(kind: CurveKind, compared: Sequence[ComparedCurve]) -> Table:
+    columns: dict[str, list[float]] = {kind.x_label: compared[0].reference.centers.tolist()}
     for curve in compared:
         for name, part in (("rollouts", curve.rollout), ("reference", curve.reference)):
             columns[f"{curve.label} {name}"] = part.values().tolist()
@@ -216,21 +249,24 @@ def _table(kind: _Kind, compared: Sequence[ComparedCurve]) -> Table:
 
 
 def _replica_table(
-    kind: _Kind, rollouts: Sequence[dict[str, BlockedHistogram]], reference: dict[str, BlockedHistogram], case: Case
+    kind: CurveKind,
+    rollouts: Sequence[Mapping[str, BlockedHistogram]],
+    reference: Mapping[str, BlockedHistogram],
+    case: Case,
 ) -> tuple[Table, ...]:
     if len(rollouts) < 2:
         return ()
     columns: dict[str, list[object]] = {"rollout": [run.name for run in case.usable]}
     for label, known in reference.items():
-        columns[f"{label} MAE [{kind.unit}]"] = [part[label].mae(known) for part in rollouts]
+        columns[f"{label} {kind.number} [{kind.unit}]"] = [part[label].mae(known) for part in rollouts]
     return (Table(f"{kind.name}-by-rollout", columns),)
 
 
 def _remarks(case: Case, share: float) -> tuple[str, ...]:
     remarks = [
-        "The noise floor is the MAE between two independent samples of blocks of the reference, one of them as long as "
-        f"the stable part of the rollouts, {share:.3g} times the reference; of floors with blocks of two lengths the "
-        "larger one."
+        "The noise floor is the same number between two independent samples of blocks of the reference, one of them as "
+        f"long as the stable part of the rollouts, {share:.3g} times the reference; of floors with blocks of two "
+        "lengths the larger one."
     ]
     if case.reference.times_ps is None:
         remarks.append(

@@ -11,25 +11,33 @@ from pathlib import Path
 from e2former_calc.analysis.trajectory import FrameSource, TrajectoryError, iterate_chunks
 from e2former_calc.report.correlations import noise_caveat
 from e2former_calc.report.curves import distances_section, rdf_section
+from e2former_calc.report.diffusion import diffusion_section
 from e2former_calc.report.energies import drift_section, energies_section
+from e2former_calc.report.kinetics import kinetics_section
 from e2former_calc.report.section import Quantity, Section, reason_of
 from e2former_calc.report.settings import ReportSettings
 from e2former_calc.report.shape import backbone_section, coordinates_section, size_section
-from e2former_calc.report.sources import Case, Run, check_comparable, close, open_part, survey
+from e2former_calc.report.sources import Case, Method, Part, Run, check_comparable, close, open_part, survey
 from e2former_calc.report.spectra import spectra_section
 from e2former_calc.report.stability import Verdicts, judge_stability, stability_section
-from e2former_calc.report.truth import Truth, truth_section
+from e2former_calc.report.torsions import angles_section, torsions_section
+from e2former_calc.report.truth import truth_section
 
 Input = str | Path | FrameSource
 SECTIONS: tuple[tuple[str, str, Callable[[Case], Section]], ...] = (
     ("distances", "Interatomic distances h(r)", distances_section),
     ("rdf", "Radial distribution functions g(r)", rdf_section),
+    ("angles", "Angles between neighbours (ADF)", angles_section),
     ("coordinates", "Bonds, angles and dihedrals", coordinates_section),
+    ("torsions", "Torsions", torsions_section),
     ("backbone", "Backbone of the peptide", backbone_section),
     ("size", "Radius of gyration", size_section),
     ("energies", "Energy and temperature", energies_section),
+    ("kinetics", "Kinetic energy and equipartition", kinetics_section),
     ("drift", "Conservation of energy", drift_section),
+    ("diffusion", "Diffusion", diffusion_section),
     ("spectra", "Vibrational density of states", spectra_section),
+    ("truth", "Truth along the rollouts", truth_section),
 )
 
 
@@ -43,6 +51,7 @@ class TrajectoryFacts:
         frames: number of frames.
         length_ps: time from the first to the last; None without times.
         level: level of theory, if the file says it.
+        first_frame: number in the file of the first of them.
     """
 
     name: str
@@ -50,6 +59,7 @@ class TrajectoryFacts:
     frames: int
     length_ps: float | None
     level: str | None
+    first_frame: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,8 @@ def analyze_rollouts(
     reference: Input,
     settings: ReportSettings | None = None,
     *,
-    truth: Truth | None = None,
+    truth: Method | None = None,
+    model: Method | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Judge rollouts against a reference trajectory.
@@ -133,6 +144,8 @@ def analyze_rollouts(
         reference: the same of the reference.
         settings: thresholds and ranges; default `ReportSettings()`.
         truth: calculator that frames are recalculated with.
+        model: calculator that the rollouts were made with, for its errors on the reference's own frames and for the
+            configurational temperature.
         progress: called with what is done next.
 
     Raises:
@@ -149,13 +162,11 @@ def analyze_rollouts(
         say("stability")
         verdicts = judge_stability(case)
         runs = tuple(run.cut(v.usable_frames) for run, v in zip(case.rollouts, verdicts.combined, strict=True))
-        cut = Case(runs, case.reference, chosen)
+        cut = Case(runs, case.reference, chosen, truth, model)
         sections = [stability_section(cut, verdicts)]
         for name, title, evaluate in SECTIONS:
             say(title)
             sections.append(_guarded(name, title, evaluate, cut))
-        say("truth")
-        sections.append(truth_section(cut, truth))
         caveat = noise_caveat(cut)
         atoms = case.reference.source.read(0, 1).to_atoms(0)
     return Report(
@@ -277,4 +288,5 @@ def _guarded(name: str, title: str, evaluate: Callable[[Case], Section], case: C
 
 def _facts(run: Run) -> TrajectoryFacts:
     stated = next((str(run.attributes[key]) for key in ("level", "method") if key in run.attributes), None)
-    return TrajectoryFacts(run.name, run.path, len(run.source), run.length_ps, stated)
+    first = run.source.start if isinstance(run.source, Part) else 0
+    return TrajectoryFacts(run.name, run.path, len(run.source), run.length_ps, stated, first)

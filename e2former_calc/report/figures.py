@@ -53,6 +53,7 @@ class Curve:
         rollout: of the rollouts.
         reference: of the reference.
         noise: half width of the 95 % band of rollout minus reference, if nothing but sampling differed.
+        limits: ends of the x axis; None: from 0 as far as there is anything to see.
     """
 
     label: str
@@ -60,6 +61,7 @@ class Curve:
     rollout: Values
     reference: Values
     noise: Values
+    limits: tuple[float, float] | None = None
 
 
 def draw_bond_deviations(
@@ -122,7 +124,7 @@ def draw_curve(curve: Curve, *, x_label: str, y_label: str, difference_label: st
     bottom.fill_between(curve.x, -curve.noise, curve.noise, color=BAND, linewidth=0, label="95 % noise band")
     bottom.plot(curve.x, curve.rollout - curve.reference, color=ORANGE, linewidth=0.9, label="rollout − reference")
     bottom.axhline(0.0, color=BLACK, linewidth=0.6)
-    bottom.set(xlabel=x_label, ylabel=difference_label, xlim=(0.0, _extent([curve])))
+    bottom.set(xlabel=x_label, ylabel=difference_label, xlim=_extent([curve]))
     legend_above(figure, top)
     low, high = bottom.get_ylim()
     bottom.set_ylim(low, high + 0.45 * (high - low))
@@ -143,9 +145,11 @@ def draw_pairs(curves: Sequence[Curve], *, x_label: str, y_label: str) -> Figure
         one.plot(curve.x, curve.rollout, color=ORANGE, linewidth=1.0, linestyle="--", label="rollout")
         one.set_title(curve.label, fontsize="medium", loc="right")
         one.set(
-            xlim=(0.0, extent),
+            xlim=extent,
             ylim=(0.0, 1.1 * float(max(curve.reference.max(), curve.rollout.max(), 1e-9))),
         )
+        if curve.limits is not None:
+            one.set_xticks(np.linspace(*curve.limits, 5))
     for one in axes.flat[len(curves) :]:
         one.set_visible(False)
     for one in axes.flat[max(0, len(curves) - columns) : len(curves)]:
@@ -282,11 +286,13 @@ def draw_truth(rollouts: Sequence[Trace], reference: Trace | None) -> Figure:
     return figure
 
 
-def _extent(curves: Sequence[Curve]) -> float:
-    """End of the range in which there is anything to see."""
+def _extent(curves: Sequence[Curve]) -> tuple[float, float]:
+    """The range in which there is anything to see."""
+    if curves[0].limits is not None:
+        return curves[0].limits
     last = max(int(np.flatnonzero(curve.reference + curve.rollout).max(initial=0)) for curve in curves)
     end = float(curves[0].x[-1])
-    return min(1.05 * float(curves[0].x[last]), end) or end
+    return 0.0, min(1.05 * float(curves[0].x[last]), end) or end
 
 
 def _bands(curve: SurvivalCurve) -> tuple[Values, Values, Values]:

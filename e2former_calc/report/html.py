@@ -9,11 +9,14 @@ from html import escape
 from typing import Any
 
 from e2former_calc.report.evaluation import Report, TrajectoryFacts, Verdict
-from e2former_calc.report.section import Quantity, Section, Table
+from e2former_calc.report.section import Drawing, Quantity, Section, Table
 from e2former_calc.report.tables import versions
 
 MAX_ROWS = 40
 """Rows of a table that the page shows; the CSV file has all."""
+
+LONG_TEXT = 24
+"""Characters from which on a column of a table is kept wide."""
 
 STYLE = """
 :root { color-scheme: light; }
@@ -31,7 +34,7 @@ th, td { text-align: left; padding: .28rem .7rem .28rem 0; border-bottom: 1px so
 th { border-bottom: 1px solid #888; font-weight: 600; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.note { color: #555; font-size: .8rem; min-width: 14rem; }
-td:first-child { min-width: 9rem; }
+td.long { min-width: 15rem; } td:first-child { min-width: 9rem; }
 .beyond { color: #B04A00; font-weight: 600; }
 figure { margin: 1.2rem 0; break-inside: avoid; } figure img { width: 100%; max-width: 46rem; height: auto; }
 figcaption, .small { font-size: .875rem; color: #444; }
@@ -58,12 +61,26 @@ def page(report: Report, figures: Mapping[str, bytes]) -> str:
         _skipped(skipped),
         _provenance(report),
     ]
+    return document(title, parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A whole page from its parts, which are HTML; empty ones are left out."""
     head = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
     )
     return head + "\n".join(part for part in parts if part) + "\n</body>\n</html>\n"
+
+
+def figure_block(drawing: Drawing, svg: bytes) -> str:
+    """A figure with its caption, the picture inside the page."""
+    picture, caption = b64encode(svg).decode("ascii"), escape(drawing.caption)
+    return (
+        f'<figure><img alt="{caption}" src="data:image/svg+xml;base64,{picture}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
 
 
 def number_text(value: float | None, error: float | None = None) -> str:
@@ -113,11 +130,7 @@ def _key_numbers(report: Report) -> str:
 
 def _section(section: Section, figures: Mapping[str, bytes]) -> str:
     parts = [f'<h2 id="{escape(section.name)}">{escape(section.title)}</h2>']
-    parts += [
-        f'<figure><img alt="{escape(drawing.caption)}" src="data:image/svg+xml;base64,'
-        f'{b64encode(figures[drawing.name]).decode("ascii")}"><figcaption>{escape(drawing.caption)}</figcaption></figure>'
-        for drawing in section.drawings
-    ]
+    parts += [figure_block(drawing, figures[drawing.name]) for drawing in section.drawings]
     if section.quantities:
         notes = {quantity.note for quantity in section.quantities}
         parts.append(_quantities(section.quantities, notes=len(notes) > 1))
@@ -158,21 +171,21 @@ def _quantities(quantities: Sequence[Quantity], *, notes: bool) -> str:
             cells.append(("–" if ratio is None else f"{ratio:.2f}", kind))
         if notes:
             cells.append((quantity.note, "note"))
-        rows.append(_row(cells))
-    return _framed(_row(heads, "th"), rows)
+        rows.append(table_row(cells))
+    return framed(table_row(heads, "th"), rows)
 
 
 def _table(table: Table) -> str:
     columns = list(table.columns.values())
-    numeric = ["number" if _is_numeric(column) else "" for column in columns]
-    heads = _row(list(zip(table.columns, numeric, strict=True)), "th")
+    numeric = [_kind(column) for column in columns]
+    heads = table_row(list(zip(table.columns, numeric, strict=True)), "th")
     rows = [
-        _row([(_text(value), kind) for value, kind in zip(row, numeric, strict=True)])
+        table_row([(_text(value), kind) for value, kind in zip(row, numeric, strict=True)])
         for row in list(zip(*columns, strict=True))[:MAX_ROWS]
     ]
     more = len(columns[0]) - MAX_ROWS if columns else 0
     note = f" The first {MAX_ROWS} rows; {more} more are in the file." if more > 0 else ""
-    return f'<p class="small">{escape(table.caption + note)}</p>{_framed(heads, rows)}'
+    return f'<p class="small">{escape(table.caption + note)}</p>{framed(heads, rows)}'
 
 
 def _skipped(sections: Sequence[Section]) -> str:
@@ -184,11 +197,11 @@ def _skipped(sections: Sequence[Section]) -> str:
 
 def _provenance(report: Report) -> str:
     rows = [_trajectory("reference", report.reference), *(_trajectory("rollout", run) for run in report.rollouts)]
-    heads = _row([("", ""), ("name", ""), ("file", ""), ("frames", "number"), ("length [ps]", "number")], "th")
+    heads = table_row([("", ""), ("name", ""), ("file", ""), ("frames", "number"), ("length [ps]", "number")], "th")
     settings = ", ".join(f"{name} = {value}" for name, value in asdict(report.settings).items() if value is not None)
     programs = ", ".join(f"{name} {number}" for name, number in versions().items())
     return (
-        f"<h2>Where this comes from</h2>\n{_framed(heads, rows)}\n"
+        f"<h2>Where this comes from</h2>\n{framed(heads, rows)}\n"
         f'<p class="small">Settings: {escape(settings)}.</p>\n<p class="small">Versions: {escape(programs)}.</p>'
     )
 
@@ -196,14 +209,16 @@ def _provenance(report: Report) -> str:
 def _trajectory(role: str, facts: TrajectoryFacts) -> str:
     length = "–" if facts.length_ps is None else f"{facts.length_ps:.5g}"
     file = "in memory" if facts.path is None else facts.path.name
-    return _row([(role, ""), (facts.name, ""), (file, ""), (str(facts.frames), "number"), (length, "number")])
+    return table_row([(role, ""), (facts.name, ""), (file, ""), (str(facts.frames), "number"), (length, "number")])
 
 
-def _framed(heads: str, rows: Sequence[str]) -> str:
+def framed(heads: str, rows: Sequence[str]) -> str:
+    """A table that scrolls sideways where the page is narrow; heads and rows are HTML."""
     return f'<div class="scroll"><table><thead>{heads}</thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _row(cells: Sequence[tuple[str, str]], tag: str = "td") -> str:
+def table_row(cells: Sequence[tuple[str, str]], tag: str = "td") -> str:
+    """One row from texts and the classes of their cells."""
     inside = "".join(
         f'<{tag} class="{kind}">{escape(text)}</{tag}>' if kind else f"<{tag}>{escape(text)}</{tag}>"
         for text, kind in cells
@@ -211,8 +226,11 @@ def _row(cells: Sequence[tuple[str, str]], tag: str = "td") -> str:
     return f"<tr>{inside}</tr>"
 
 
-def _is_numeric(column: Sequence[Any]) -> bool:
-    return all(value is None or isinstance(value, int | float) for value in column)
+def _kind(column: Sequence[Any]) -> str:
+    """Class of the cells of a column: numbers, long texts, or neither."""
+    if all(value is None or isinstance(value, int | float) for value in column):
+        return "number"
+    return "long" if max(len(_text(value)) for value in column) > LONG_TEXT else ""
 
 
 def _text(value: Any) -> str:

@@ -82,6 +82,7 @@ class Run:
         kinetic_eV: kinetic energies; None without velocities.
         temperatures_K: kinetic temperature, or as logged; None if neither is there.
         degrees: degrees of freedom behind the kinetic temperature.
+        at_rest: whether translation and rotation of the whole are at rest in all frames.
         has_forces: whether forces are stored.
         pbc: whether any direction is periodic, and whether all are.
         usable: observables use frames 0 ... usable - 1.
@@ -97,6 +98,7 @@ class Run:
     kinetic_eV: Float[np.ndarray, " frames"] | None
     temperatures_K: Float[np.ndarray, " frames"] | None
     degrees: int
+    at_rest: tuple[bool, bool]
     has_forces: bool
     pbc: tuple[bool, bool]
     usable: int
@@ -122,6 +124,23 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
+class Method:
+    """A calculator, of the ground truth or of the model that is judged.
+
+    Attributes:
+        name: level of theory with the program, or name of the model.
+        calculator: of ASE.
+    """
+
+    name: str
+    calculator: Any
+
+
+Truth = Method
+"""A ground-truth calculator."""
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
     """Everything that sections are computed from.
 
@@ -129,11 +148,15 @@ class Case:
         rollouts: replicas, equivalent to each other.
         reference: what they are compared with.
         settings: thresholds and ranges.
+        truth: calculator that frames are recalculated with; None if there is none.
+        model: calculator that the rollouts were made with; None if it is not at hand.
     """
 
     rollouts: tuple[Run, ...]
     reference: Run
     settings: ReportSettings
+    truth: Method | None = None
+    model: Method | None = None
 
     @property
     def usable(self) -> tuple[Run, ...]:
@@ -220,8 +243,8 @@ def survey(name: str, source: FrameSource, *, frame_spacing_fs: float | None = N
     if frame_spacing_fs is not None:
         times = frame_spacing_fs * np.arange(len(source), dtype=np.float64)
     kinetic = _joined([chunk.kinetic_eV for chunk in chunks])
-    removed = 3 * all(chunk.no_translation for chunk in chunks) + 3 * all(chunk.no_rotation for chunk in chunks)
-    degrees = max(3 * start.n_atoms - removed, 1)
+    at_rest = (all(chunk.no_translation for chunk in chunks), all(chunk.no_rotation for chunk in chunks))
+    degrees = max(3 * start.n_atoms - 3 * sum(at_rest), 1)
     logged = _joined([chunk.temperatures_K for chunk in chunks])
     return Run(
         name=name,
@@ -234,6 +257,7 @@ def survey(name: str, source: FrameSource, *, frame_spacing_fs: float | None = N
         kinetic_eV=kinetic,
         temperatures_K=logged if kinetic is None else kinetic * (2.0 / (degrees * BOLTZMANN_EV_PER_K)),
         degrees=degrees,
+        at_rest=at_rest,
         has_forces=start.forces is not None,
         pbc=(start.is_periodic, bool(np.all(start.pbc))),
         usable=len(source),

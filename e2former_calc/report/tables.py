@@ -20,6 +20,7 @@ from e2former_calc.report.evaluation import Report, TrajectoryFacts
 from e2former_calc.report.section import Section, Table
 
 LIBRARIES = ("numpy", "scipy", "ase", "h5py", "matplotlib")
+FORMAT = "e2former_calc rollout report"
 FORMAT_VERSION = 1
 
 
@@ -32,7 +33,7 @@ def summary(report: Report, extra: Mapping[str, Any] | None = None) -> dict[str,
     """
     verdict = report.verdict
     content = {
-        "format": "e2former_calc rollout report",
+        "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "verdict": {
@@ -100,14 +101,20 @@ def _describe(facts: TrajectoryFacts) -> dict[str, Any]:
     return {
         "name": facts.name,
         "path": None if facts.path is None else str(facts.path),
-        "sha256": None if facts.path is None else _sha256(facts.path),
+        "sha256": None if facts.path is None else file_sha256(facts.path),
         "frames": facts.frames,
+        "first_frame": facts.first_frame,
         "length_ps": facts.length_ps,
         "level_of_theory": facts.level,
     }
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Checksum of a file.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

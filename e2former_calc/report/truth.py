@@ -1,9 +1,8 @@
-"""Truth along the rollouts: stored energies and forces against a ground-truth calculator."""
+"""Truth: energies and forces of the model on frames it visited itself, beside those on the reference's frames."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,62 +15,102 @@ from e2former_calc.report.sources import Case, Run
 TITLE = "Truth along the rollouts"
 
 
-@dataclass(frozen=True, eq=False)
-class Truth:
-    """A ground-truth calculator.
-
-    Attributes:
-        name: level of theory with the program.
-        calculator: of ASE.
-    """
-
-    name: str
-    calculator: Any
-
-
-def truth_section(case: Case, truth: Truth | None) -> Section:
-    """Errors of the stored energies and forces on frames of the rollouts, and of the reference for comparison."""
-    if truth is None:
-        return Section("truth", TITLE, skipped="No ground-truth calculator was given (--truth).")
-    chosen = [run for run in case.usable if run.has_forces and run.energies_eV is not None]
-    if not chosen:
+def truth_section(case: Case) -> Section:
+    """Errors on frames of the rollouts, and on those of the reference for comparison."""
+    if case.truth is None and case.model is None:
+        reason = "Neither a ground-truth calculator (--truth) nor the model (--model) was given."
+        return Section("truth", TITLE, skipped=reason)
+    known, what = _on_reference(case)
+    offset = known.energy_offset_eV if known is not None and case.model is not None and case.truth is not None else None
+    chosen = [run for run in case.usable if run.has_forces and run.energies_eV is not None] if case.truth else []
+    samples = case.settings.truth_samples
+    found = [
+        truth_errors(run.good, _calculator(case.truth), n_samples=samples, energy_offset_eV=offset) for run in chosen
+    ]
+    if not found and (known is None or case.model is None):
         reason = "The rollouts store no energies and forces that could be compared with the ground truth."
         return Section("truth", TITLE, skipped=reason if case.usable else "No frame of any rollout is stable.")
-    samples = case.settings.truth_samples
-    found = [truth_errors(run.good, truth.calculator, n_samples=samples) for run in chosen]
+    quantities = [] if known is None or case.model is None else _quantities("the reference's frames", known, None)
+    beside = known if case.model is None or case.truth is not None else None
+    quantities += [q for run, errors in zip(chosen, found, strict=True) for q in _quantities(run.name, errors, beside)]
+    drawings = (_drawing(case, chosen, found, known, what),) if found else ()
+    names = [run.name for run in chosen]
+    tables = [_table("truth", names, found)] if found else []
+    if known is not None and case.model is not None:
+        tables.append(_table("truth-reference", ["reference"], [known]))
+    return Section("truth", TITLE, tuple(quantities), tuple(tables), drawings, _remarks(case, what, offset is not None))
+
+
+def _calculator(method: object) -> object:
+    return None if method is None else getattr(method, "calculator", None)
+
+
+def _on_reference(case: Case) -> tuple[TruthErrors | None, str]:
+    """Errors on the reference's own frames: of the model if it is at hand, else of what the reference stores."""
     own = case.reference
-    known = None
-    if own.has_forces and own.energies_eV is not None:
-        known = truth_errors(own.source, truth.calculator, n_samples=samples)
-    traces = [_trace(run, errors) for run, errors in zip(chosen, found, strict=True)]
-    reference = (
-        None if known is None else Trace("reference's own frames", traces[0].times_ps, known.force_mae_meV_per_A)
-    )
-    drawing = Drawing(
+    labelled = own.has_forces and own.energies_eV is not None
+    samples = case.settings.truth_samples
+    if case.model is not None and (case.truth is not None or labelled):
+        errors = truth_errors(own.source, _calculator(case.truth), model=case.model.calculator, n_samples=samples)
+        return errors, f"{case.model.name} on the reference's own frames"
+    if case.truth is not None and labelled:
+        errors = truth_errors(own.source, case.truth.calculator, n_samples=samples)
+        return errors, "values stored in the reference"
+    return None, ""
+
+
+def _remarks(case: Case, what: str, shared_zero: bool) -> tuple[str, ...]:
+    truth = "what the reference stores" if case.truth is None else case.truth.name
+    zero = "that on the reference's frames" if shared_zero else "the mean difference over the frames"
+    remarks = [f"The ground truth is {truth}; of the energies {zero} is removed before errors are taken."]
+    if shared_zero:
+        remarks = [
+            f"The ground truth is {truth}; of all energies the mean difference on the reference's frames is removed, "
+            "so that a shift along the rollouts is an error."
+        ]
+    if case.truth is not None and case.model is None:
+        remarks.append("The model's own errors on frames of the reference need the model (--model).")
+    if case.truth is None:
+        remarks.append("Errors on frames of the rollouts need a ground-truth calculator (--truth).")
+    if what and case.truth is not None:
+        remarks.append(f"The column of the reference holds the error of the {what}.")
+    return tuple(remarks)
+
+
+def _drawing(
+    case: Case, runs: Sequence[Run], found: Sequence[TruthErrors], known: TruthErrors | None, what: str
+) -> Drawing:
+    traces = [_trace(run, errors) for run, errors in zip(runs, found, strict=True)]
+    reference = None if known is None else Trace(what, traces[0].times_ps, known.force_mae_meV_per_A)
+    truth = "" if case.truth is None else case.truth.name
+    return Drawing(
         "truth",
-        f"Mean absolute error of the stored force components against {truth.name}, on frames of the rollouts; dashed: "
-        "the same of the forces stored in the reference, zero if it was made with this method.",
+        f"Mean absolute error of the stored force components against {truth}, on frames of the rollouts; dashed: "
+        + (f"mean error of the {what}." if what else "nothing, the reference stores no forces."),
         lambda: draw_truth(traces, reference),
     )
-    quantities = [q for run, errors in zip(chosen, found, strict=True) for q in _quantities(run.name, errors, known)]
-    remarks = (
-        f"The ground truth is {truth.name}; the mean difference of energies is removed before errors are taken.",
-    )
-    return Section("truth", TITLE, tuple(quantities), (_table(chosen, found),), (drawing,), remarks)
 
 
 def _quantities(name: str, errors: TruthErrors, known: TruthErrors | None) -> list[Quantity]:
-    forces = block_error(errors.force_mae_meV_per_A)
-    energies = block_error(np.abs(errors.energy_errors_meV_per_atom))
-    reference = None if known is None else float(known.force_mae_meV_per_A.mean())
-    note = f"{len(errors.frames)} equally spaced frames; reference: error of its own stored values"
-    return [
-        Quantity(f"force MAE, {name}", forces.value, "meV/Å", finite(forces.error), reference, note=note),
-        Quantity(
-            f"energy MAE, {name}", energies.value, "meV/atom", finite(energies.error),
-            None if known is None else known.energy_mae_meV_per_atom, note=note,
+    note = f"{len(errors.frames)} equally spaced frames"
+    found = []
+    for what, unit, values, own in (
+        ("force MAE", "meV/Å", errors.force_mae_meV_per_A, None if known is None else known.force_mae_meV_per_A),
+        (
+            "energy MAE", "meV/atom", np.abs(errors.energy_errors_meV_per_atom),
+            None if known is None else np.abs(known.energy_errors_meV_per_atom),
         ),
-    ]  # fmt: skip
+    ):  # fmt: skip
+        mean = block_error(values)
+        reference = None if own is None else block_error(own)
+        found.append(
+            Quantity(
+                f"{what}, {name}", mean.value, unit, finite(mean.error),
+                None if reference is None else reference.value,
+                None if reference is None else finite(reference.error), note=note,
+            )
+        )  # fmt: skip
+    return found
 
 
 def _trace(run: Run, errors: TruthErrors) -> Trace:
@@ -79,12 +118,12 @@ def _trace(run: Run, errors: TruthErrors) -> Trace:
     return Trace(run.name, times, errors.force_mae_meV_per_A)
 
 
-def _table(runs: list[Run], found: list[TruthErrors]) -> Table:
+def _table(name: str, names: Sequence[str], found: Sequence[TruthErrors]) -> Table:
     columns: dict[str, list[object]] = {
-        "rollout": [run.name for run, errors in zip(runs, found, strict=True) for _ in errors.frames],
+        "rollout": [name for name, errors in zip(names, found, strict=True) for _ in errors.frames],
         "frame": [frame for errors in found for frame in errors.frames.tolist()],
         "energy error [meV/atom]": [e for errors in found for e in errors.energy_errors_meV_per_atom.tolist()],
         "force MAE [meV/Å]": [e for errors in found for e in errors.force_mae_meV_per_A.tolist()],
         "largest force error [meV/Å]": [e for errors in found for e in errors.force_max_meV_per_A.tolist()],
     }
-    return Table("truth", columns)
+    return Table(name, columns)

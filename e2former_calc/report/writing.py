@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from e2former_calc.report.evaluation import Report
 from e2former_calc.report.html import page
+from e2former_calc.report.section import Drawing, Table
 from e2former_calc.report.tables import summary, write_csv
 
 SUMMARY, PAGE = "summary.json", "report.html"
@@ -54,39 +55,63 @@ def write_report(
         FileExistsError: if the folder is not empty.
         OSError: if it cannot be written.
     """
-    folder = Path(folder)
+    tables = [table for section in report.sections for table in section.tables]
+    drawings = [drawing for section in report.sections for drawing in section.drawings]
+    return write_folder(
+        Path(folder), tables, drawings, overwrite=overwrite, content=summary(report, extra),
+        page=lambda figures: page(report, figures),
+    )  # fmt: skip
+
+
+def write_folder(
+    folder: Path,
+    tables: Sequence[Table],
+    drawings: Sequence[Drawing],
+    *,
+    overwrite: bool,
+    content: Mapping[str, Any],
+    page: Callable[[Mapping[str, bytes]], str],
+) -> list[Path]:
+    """Write tables, figures, the summary, and the page that shows them.
+
+    Args:
+        folder: created if it does not exist.
+        tables: become CSV files.
+        drawings: become PNG and SVG files.
+        overwrite: whether to replace a report that is there.
+        content: of the summary, JSON-able.
+        page: makes HTML of the SVG of each drawing, by its name.
+
+    Returns:
+        The files, the page first.
+
+    Raises:
+        FileExistsError: if the folder is not empty.
+        OSError: if it cannot be written.
+    """
     check_folder(folder, overwrite=overwrite)
     for name in ("figures", "tables"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for pattern in OLD_FILES:
         for old in folder.glob(pattern):
             old.unlink()
-    written = _write_tables(report, folder)
+    written = []
+    for table in tables:
+        written.append(folder / "tables" / f"{table.name}.csv")
+        write_csv(table, written[-1])
     figures: dict[str, bytes] = {}
-    for section in report.sections:
-        for drawing in section.drawings:
-            figure = drawing.draw()
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
-            figures[drawing.name] = _rendered(figure, "svg")
-            for suffix, content in (("svg", figures[drawing.name]), ("png", _rendered(figure, "png"))):
-                path = folder / "figures" / f"{drawing.name}.{suffix}"
-                path.write_bytes(content)
-                written.append(path)
-    (folder / PAGE).write_text(page(report, figures), encoding="utf-8")
-    text = json.dumps(summary(report, extra), indent=2, ensure_ascii=False, allow_nan=False)
+    for drawing in drawings:
+        figure = drawing.draw()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        figures[drawing.name] = _rendered(figure, "svg")
+        for suffix, picture in (("svg", figures[drawing.name]), ("png", _rendered(figure, "png"))):
+            written.append(folder / "figures" / f"{drawing.name}.{suffix}")
+            written[-1].write_bytes(picture)
+    (folder / PAGE).write_text(page(figures), encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
     return [folder / PAGE, folder / SUMMARY, *written]
-
-
-def _write_tables(report: Report, folder: Path) -> list[Path]:
-    written = []
-    for section in report.sections:
-        for table in section.tables:
-            path = folder / "tables" / f"{table.name}.csv"
-            write_csv(table, path)
-            written.append(path)
-    return written
 
 
 def _rendered(figure: Figure, kind: str) -> bytes:

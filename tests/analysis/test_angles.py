@@ -49,3 +49,15 @@ def test_hydrogen_bond_is_nearly_straight() -> None:
 def test_empty_leg_is_refused() -> None:
     with pytest.raises(ValueError, match=r"leg from 3\.0 to 2\.0 Å is empty"):
         Triple("O", ("H", 3.0, 2.0), ("H", 0.0, 1.0))
+
+
+def test_a_slab_and_a_crystal_with_a_gap_have_the_same_angles(rng: np.random.Generator) -> None:
+    cell = np.array([[9.0, 0.0, 0.0], [3.0, 8.0, 0.0], [0.0, 0.0, 30.0]])
+    positions = rng.random((4, 20, 3)) @ (cell * [1.0, 1.0, 0.3])
+    slab, crystal = (
+        Trajectory(positions, np.repeat([8, 1], 10), cell=cell, pbc=np.array([True, True, third]))
+        for third in (False, True)
+    )
+    triple = Triple.neighbours("O", "H", "O", 4.0)
+    first, second = (angle_distribution(source, triple, n_bins=20, n_blocks=2) for source in (slab, crystal))
+    np.testing.assert_allclose(first.values(), second.values(), atol=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from e2former_calc.analysis.internal_coordinates import (
     bond_angles,
     compare_coordinates,
     dihedral_angles,
+    dihedral_distributions,
     ramachandran_angles,
+    rotatable_dihedrals,
 )
 from e2former_calc.analysis.readers import open_trajectory
-from e2former_calc.analysis.topology import bonds_of_frame
+from e2former_calc.analysis.topology import bonds_of_frame, covalent_bonds
 from e2former_calc.analysis.trajectory import Trajectory
 
 
@@ -102,3 +105,32 @@ def test_left_handed_amino_acids_have_negative_phi(shared_dir: Path) -> None:
     with h5py.File(shared_dir / "datasets" / "ala2_backbone_md.h5") as file:
         run = Trajectory(file["positions"][::20], np.array([6, 7, 6, 6, 7]))
     assert np.mean(dihedral_angles(run, np.array([[0, 1, 2, 3]])) < 0) > 0.95
+
+
+def test_ethanol_turns_about_two_bonds(ethanol: Trajectory) -> None:
+    found = rotatable_dihedrals(ethanol.numbers, bonds_of_frame(ethanol))
+    symbols = ["-".join(ethanol.symbols[atom] for atom in atoms) for atoms in found.tolist()]
+    assert sorted(min(text, text[::-1]) for text in symbols) == ["C-C-O-H", "H-C-C-O"]
+
+
+@pytest.mark.parametrize(("name", "axes"), [("C6H6", 0), ("H2O", 0), ("CH3CONH2", 2), ("butadiene", 3)])
+def test_rings_and_ends_do_not_turn(name: str, axes: int) -> None:
+    atoms = molecule(name)
+    assert len(rotatable_dihedrals(atoms.numbers, covalent_bonds(atoms.numbers, atoms.positions))) == axes
+
+
+def test_torsions_are_histograms_of_dihedrals(ethanol: Trajectory, terms: InternalCoordinates) -> None:
+    curves = dihedral_distributions(ethanol, terms.dihedrals, n_bins=24, stop=30, n_blocks=4)
+    angles = dihedral_angles(ethanol.read(0, 30), terms.dihedrals)
+    for k, curve in enumerate(curves):
+        expected = np.histogram(angles[:, k], np.linspace(-180, 180, 25), density=True)[0]
+        np.testing.assert_allclose(curve.values(), expected, atol=1e-12)
+
+
+def test_torsions_in_different_places_differ_by_one(ethanol: Trajectory, terms: InternalCoordinates) -> None:
+    one = terms.dihedrals[:1]
+    (first,) = dihedral_distributions(ethanol.read(0, 1), one, n_blocks=1)
+    (same,) = dihedral_distributions(ethanol.read(0, 1), one, n_blocks=1)
+    (mirrored,) = dihedral_distributions(replace(ethanol, positions=-ethanol.positions).read(0, 1), one, n_blocks=1)
+    assert first.mae(same) == 0.0
+    assert first.mae(mirrored) == pytest.approx(1.0)

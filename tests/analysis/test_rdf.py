@@ -10,7 +10,7 @@ from ase.build import bulk, make_supercell
 from ase.neighborlist import neighbor_list
 
 from e2former_calc.analysis.pair_counts import RdfSettings
-from e2former_calc.analysis.rdf import MDSIM_RDF, RadialDistribution, radial_distributions
+from e2former_calc.analysis.rdf import MDSIM_RDF, RadialDistribution, first_shell_A, radial_distributions
 from e2former_calc.analysis.trajectory import Trajectory, TrajectoryError
 
 PAIRS = [("O", "O"), ("O", "H"), ("H", "H"), ("*", "*")]
@@ -156,3 +156,24 @@ def test_absent_elements_are_refused(gas: Trajectory) -> None:
 def test_settings_are_checked(change: dict[str, str | int]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(change.values())))):
         RdfSettings(**change)
+
+
+@pytest.mark.parametrize(("structure", "a_A", "between_A"), [("fcc", 3.6, (2.55, 3.60)), ("bcc", 2.9, (2.51, 4.10))])
+def test_first_shell_of_a_crystal_ends_between_two_shells(
+    rng: np.random.Generator, structure: str, a_A: float, between_A: tuple[float, float]
+) -> None:
+    crystal = bulk("Cu", structure, a=a_A, cubic=True).repeat(3)
+    positions = crystal.positions + 0.05 * rng.normal(size=(10, len(crystal), 3))
+    shaking = Trajectory(positions, crystal.numbers, cell=crystal.cell.array)
+    (partial,) = radial_distributions(shaking, [("Cu", "Cu")], RdfSettings(r_max_A=6.0, n_bins=120))
+    end = first_shell_A(partial.g)
+    assert end is not None
+    assert between_A[0] < end < between_A[1]
+
+
+def test_a_shell_beyond_the_range_has_no_end(gas: Trajectory) -> None:
+    crystal = Trajectory.from_atoms([bulk("Cu", a=3.6)])
+    (partial,) = radial_distributions(crystal, [("Cu", "Cu")], RdfSettings(r_max_A=3.0, n_bins=60))
+    assert first_shell_A(partial.g) is None
+    (nothing,) = radial_distributions(crystal, [("Cu", "Cu")], RdfSettings(r_max_A=2.0, n_bins=60))
+    assert first_shell_A(nothing.g) is None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ase import units
 from ase.build import molecule
+from ase.md.velocitydistribution import Stationary, ZeroRotation
 
 from e2former_calc.analysis.constants import AMU_A2_PER_FS2_EV, BOLTZMANN_EV_PER_K
 from e2former_calc.analysis.thermodynamics import (
@@ -15,6 +16,7 @@ from e2former_calc.analysis.thermodynamics import (
     energy_drift,
     integrator_convergence,
     kinetic_energies,
+    mean_degrees_by_atom,
     momenta,
     temperature_by_element,
     temperature_by_motion,
@@ -103,6 +105,30 @@ def test_hot_hydrogen_is_seen(rng: np.random.Generator) -> None:
     found = temperature_by_element(replace(run, velocities=velocities))
     assert found["H"].value == pytest.approx(600.0, rel=0.05)
     assert found["O"].value == pytest.approx(300.0, rel=0.05)
+
+
+def calmed(run: Trajectory) -> Trajectory:
+    """The same velocities without translation and rotation of the whole."""
+    images = [run.to_atoms(frame) for frame in range(len(run))]
+    for atoms in images:
+        Stationary(atoms, preserve_temperature=False)
+        ZeroRotation(atoms, preserve_temperature=False)
+    return replace(run, velocities=np.array([atoms.get_velocities() * units.fs for atoms in images]))
+
+
+@pytest.mark.parametrize(("at_rest", "total"), [((False, False), 18), ((True, False), 15), ((True, True), 12)])
+def test_degrees_of_the_atoms_add_up(rng: np.random.Generator, at_rest: tuple[bool, bool], total: int) -> None:
+    run = thermal(300.0, rng, frames=3)
+    degrees = mean_degrees_by_atom(run, translation_at_rest=at_rest[0], rotation_at_rest=at_rest[1])
+    assert degrees.sum() == pytest.approx(total)
+
+
+def test_elements_are_equally_warm_though_common_motions_are_at_rest(rng: np.random.Generator) -> None:
+    run = calmed(thermal(300.0, rng, frames=1500))
+    degrees = mean_degrees_by_atom(run, translation_at_rest=True, rotation_at_rest=True)
+    for estimate in temperature_by_element(run, degrees).values():
+        assert estimate.value == pytest.approx(300.0, abs=5 * estimate.error)
+    assert temperature_by_element(run)["O"].value < 200.0
 
 
 def test_motions_are_equally_warm(rng: np.random.Generator) -> None:

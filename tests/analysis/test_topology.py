@@ -17,6 +17,7 @@ from e2former_calc.analysis.topology import (
     molecules,
     nearest_image,
     plane_spacings,
+    whole_molecules,
 )
 from e2former_calc.analysis.trajectory import Trajectory
 
@@ -64,3 +65,17 @@ def test_open_directions_are_not_wrapped() -> None:
         moved = nearest_image(vectors, cell[None], np.array([True, True, False]))
         assert moved[0, 0, 2] == pytest.approx(7.0)
         assert np.abs(moved[0, 0, :2]).max() < 4.5
+
+
+def test_molecules_are_made_whole_across_boundaries(rng: np.random.Generator) -> None:
+    cell = np.array([[9.0, 0.0, 0.0], [3.0, 8.0, 0.0], [0.0, 1.0, 9.0]])
+    atoms = molecule("CH3CH2OH")
+    shaking = atoms.positions + 0.02 * rng.normal(size=(5, 9, 3)) + rng.random((5, 1, 3)) @ cell
+    bonds = covalent_bonds(atoms.numbers, atoms.positions)
+    cut = np.linalg.solve(cell.T, shaking.reshape(-1, 3).T).T % 1.0 @ cell
+    found = whole_molecules(Trajectory(cut.reshape(5, 9, 3), atoms.numbers, cell=cell), bonds)
+    np.testing.assert_allclose(found - found[:, :1], shaking - shaking[:, :1], atol=1e-9)
+
+
+def test_open_molecules_are_whole(ethanol: Trajectory) -> None:
+    np.testing.assert_array_equal(whole_molecules(ethanol, bonds_of_frame(ethanol)), ethanol.positions)

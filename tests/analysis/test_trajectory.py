@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,15 @@ import pytest
 from ase import units
 from ase.build import bulk, molecule
 
-from e2former_calc.analysis.trajectory import Trajectory, TrajectoryError, check_same_atoms, iterate_chunks
+from e2former_calc.analysis.trajectory import (
+    EveryNth,
+    Trajectory,
+    TrajectoryError,
+    at_most,
+    check_same_atoms,
+    iterate_chunks,
+    read_atoms,
+)
 
 
 def test_parts_name_frames_of_the_whole(ethanol: Trajectory) -> None:
@@ -125,3 +134,34 @@ def test_volume_of_a_molecule_is_refused(ethanol: Trajectory) -> None:
 
 def test_every_second_frame(ethanol: Trajectory) -> None:
     assert ethanol.every(2).spacing_fs() == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(("limit", "frames"), [(100, 40), (40, 40), (39, 20), (13, 10), (1, 1)])
+def test_frames_are_thinned_to_a_limit(ethanol: Trajectory, limit: int, frames: int) -> None:
+    thinned = at_most(ethanol, limit)
+    assert len(thinned) == frames
+    assert np.array_equal(thinned.numbers, ethanol.numbers)
+
+
+def test_thinned_frames_are_those_of_the_whole(ethanol: Trajectory) -> None:
+    part = EveryNth(ethanol, 7).read(1, 4)
+    np.testing.assert_array_equal(part.positions, ethanol.positions[[7, 14, 21]])
+    np.testing.assert_array_equal(part.times_fs, [70.0, 140.0, 210.0])
+    with pytest.raises(TrajectoryError, match="no frames 2 to 6 in 6 frames"):
+        EveryNth(ethanol, 7).read(2, 7)
+
+
+@pytest.mark.parametrize("make", [lambda t: EveryNth(t, 0), lambda t: at_most(t, 0)])
+def test_thinning_by_nothing_is_refused(ethanol: Trajectory, make: Callable[[Trajectory], object]) -> None:
+    with pytest.raises(TrajectoryError, match="must be at least 1, got 0"):
+        make(ethanol)
+
+
+def test_some_atoms_are_read_in_parts(
+    gas: Trajectory, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("e2former_calc.analysis.trajectory.CHUNK_BYTES", 24 * 30 * 7)
+    swelling = replace(gas, cell=gas.cells() * np.linspace(1.0, 1.1, 300)[:, None, None])
+    part = read_atoms(swelling, np.array([3, 1]), stop=50)
+    np.testing.assert_array_equal(part.positions, gas.positions[:50, [3, 1]])
+    np.testing.assert_array_equal(part.cells(), swelling.cells()[:50])

@@ -56,3 +56,28 @@ def test_labels_are_needed(ethanol: Trajectory) -> None:
 def test_samples_are_counted(labelled: Trajectory) -> None:
     with pytest.raises(ValueError, match="must be positive, got 0"):
         truth_errors(labelled, EMT(), n_samples=0)
+
+
+class Shifted(EMT):
+    """EMT whose forces are all wrong by the same amount."""
+
+    def calculate(self, *arguments: object, **values: object) -> None:
+        super().calculate(*arguments, **values)
+        self.results["forces"] = self.results["forces"] + 0.05
+        self.results["energy"] = self.results["energy"] + 2.0
+
+
+def test_a_model_is_judged_by_stored_labels(labelled: Trajectory) -> None:
+    result = truth_errors(labelled, None, model=Shifted(), n_samples=4)
+    assert result.force_mae_meV_per_A == pytest.approx(50.0)
+    assert result.energy_offset_eV == pytest.approx(2.0)
+
+
+def test_a_model_is_judged_by_a_calculator(ethanol: Trajectory) -> None:
+    result = truth_errors(ethanol, EMT(), model=Shifted(), n_samples=4)
+    assert result.force_mae_meV_per_A == pytest.approx(50.0)
+
+
+def test_something_must_be_calculated(labelled: Trajectory) -> None:
+    with pytest.raises(ValueError, match="nothing to compare"):
+        truth_errors(labelled, None)

@@ -100,3 +100,21 @@ def test_presets_of_the_help_are_those_of_the_package():
 
     option = next(p for p in main.get_command(None, "analyze").params if p.name == "preset")
     assert set(option.type.choices) == set(PRESETS)
+
+
+def test_the_model_is_evaluated_on_the_reference(run, folder, reference, model, monkeypatch):
+    reports = []
+    monkeypatch.setattr(
+        "e2former_calc.report.write_report", lambda report, *_, **__: reports.append(report) or [folder]
+    )
+    arguments = ("--reference", reference, "--model", model, "--truth-samples", "3", "--charge", 0)
+    result = run("analyze", saved(folder / "a.h5", 2), *arguments)
+    assert result.exit_code == 0, result.output
+    errors = [quantity.name for quantity in reports[0].section("truth").quantities]
+    assert errors == ["force MAE, the reference's frames", "energy MAE, the reference's frames"]
+
+
+def test_a_model_that_does_not_exist_is_refused(run, folder, reference):
+    result = run("analyze", saved(folder / "a.h5", 2), "--reference", reference, "--model", "none.pt")
+    assert result.exit_code == 1
+    assert "none.pt" in result.output.strip().splitlines()[-1]
