@@ -6,6 +6,7 @@ carried out in an order that does not depend on the number of threads.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,17 +27,23 @@ _FAST_MATH = {"nnan", "ninf", "nsz", "arcp", "contract", "reassoc"}
 
 def kernel(function: F) -> F:
     """Compile a function when it is first called; the machine code is cached on disk where that is possible."""
+    plain = _plain(function)
     try:
-        compiled = numba.njit(cache=True, nogil=True, fastmath=_FAST_MATH, error_model="numpy")(function)
+        compiled = numba.njit(cache=True, nogil=True, fastmath=_FAST_MATH, error_model="numpy")(plain)
     except RuntimeError:
         # Neither the folder of the package nor one of the user can be written to.
-        compiled = numba.njit(nogil=True, fastmath=_FAST_MATH, error_model="numpy")(function)
+        compiled = numba.njit(nogil=True, fastmath=_FAST_MATH, error_model="numpy")(plain)
     return cast(F, compiled)
 
 
 def inline(function: F) -> F:
     """A part of kernels, without a call at run time."""
-    return cast(F, numba.njit(inline="always", fastmath=_FAST_MATH, error_model="numpy")(function))
+    return cast(F, numba.njit(inline="always", fastmath=_FAST_MATH, error_model="numpy")(_plain(function)))
+
+
+def _plain(function: F) -> F:
+    """The function as it is written, without what checks of types at run time wrap around it."""
+    return cast(F, inspect.unwrap(function))
 
 
 def in_threads(function: Callable[..., Any], n_atoms: int, threads: int, *arguments: Any) -> None:
@@ -68,7 +75,7 @@ def exponential(x: float) -> float:
 
 @overload(exponential, inline="always")
 def _compile_exponential(x: Any) -> Callable[[Any], Any]:
-    return _exponential_float32 if x == numba.float32 else _exponential_float64
+    return _plain(_exponential_float32 if x == numba.float32 else _exponential_float64)
 
 
 def _exponential_float64(x: Any) -> Any:
@@ -98,7 +105,7 @@ def log_one_plus(x: float) -> float:
 
 @overload(log_one_plus, inline="always")
 def _compile_log_one_plus(x: Any) -> Callable[[Any], Any]:
-    return _log_one_plus_float32 if x == numba.float32 else _log_one_plus_float64
+    return _plain(_log_one_plus_float32 if x == numba.float32 else _log_one_plus_float64)
 
 
 def _log_one_plus_float64(x: Any) -> Any:
