@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from e2former_calc.md.constraints import Constraints
-from e2former_calc.md.forces import ForceProvider
 from e2former_calc.md.noise import Noise
 from e2former_calc.md.replicas import Replicas
+from e2former_calc.md.running_forces import RunningForces
 from e2former_calc.md.schedules import Targets, is_constant, targets_at
 from e2former_calc.md.state import State
 from e2former_calc.md.units import ACCELERATION, BOLTZMANN
@@ -30,26 +30,27 @@ class Dynamics:
         replicas: which atom belongs where.
         masses: amu, one column.
         pbc: periodicity along each lattice vector.
-        forces: gives energies and forces.
+        forces: gives energies and forces of the replicas that run.
         constraints: on positions and velocities.
         noise: random numbers.
         degrees_of_freedom: of each replica, constraints and conserved motions at rest taken off.
         molecule: index of the molecule that each atom belongs to; None if nobody asked.
         counted: the first N_f coordinates of each replica: as many as it has degrees of freedom.
-        held: atoms of replicas that have been stopped; drifts leave them where they are. None if there are none.
+        held: replicas that have been stopped; drifts leave them where they are, and they are not evaluated. None if
+            there are none.
         needs_stress: whether evaluations ask for the stress.
     """
 
     replicas: Replicas
     masses: Float[Tensor, "atoms 1"]
     pbc: Bool[Tensor, "replicas 3"]
-    forces: ForceProvider
+    forces: RunningForces
     constraints: Constraints
     noise: Noise
     degrees_of_freedom: Float[Tensor, " replicas"]
     needs_stress: bool = False
     molecule: Int[Tensor, " atoms"] | None = None
-    held: Bool[Tensor, " atoms"] | None = None
+    held: Bool[Tensor, " replicas"] | None = None
     _constants: dict[Targets, Float[Tensor, " replicas"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,7 +70,7 @@ class Dynamics:
         moved = state.positions + duration_fs * state.velocities
         positions = self.constraints.constrain_positions(state.positions, moved, state.cell)
         if self.held is not None:
-            positions = torch.where(self.held[:, None], state.positions, positions)
+            positions = torch.where(self.held[self.replicas.batch][:, None], state.positions, positions)
         if positions is moved:
             return replace(state, positions=positions)
         velocities = state.velocities + (positions - moved) / duration_fs
@@ -82,7 +83,16 @@ class Dynamics:
     def evaluate(self, state: State) -> State:
         """The state with energy, forces and stress at its positions and cell."""
         result = self.forces.evaluate(state.positions, state.cell, stress=self.needs_stress)
-        return replace(state, energy=result.energy, forces=result.forces, stress=result.stress)
+        found = replace(state, energy=result.energy, forces=result.forces, stress=result.stress)
+        return found if self.held is None else found.keep(self.held, self.held[self.replicas.batch], state)
+
+    def hold(self, stopped: Bool[Tensor, " replicas"]) -> None:
+        """Leave these replicas where they are from now on."""
+        if bool(stopped.any()):
+            self.held = stopped
+            self.forces.select(~stopped)
+        else:
+            self.held = None
 
     def kinetic_energy(self, velocities: Float[Tensor, "atoms 3"]) -> Float[Tensor, " replicas"]:
         """In eV."""

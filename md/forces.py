@@ -4,11 +4,12 @@ The list is built with cutoff + skin. It holds every pair within the cutoff whil
 displacement since then, in the frame of the deformed cell, leaves the skin unused; potentials ignore longer pairs
 exactly, so that results equal those of a fresh list. One number is read from the device per step for
 this check. (`potentials.verlet.VerletList` reads several, and cannot follow a cell that changes.)
+`static_forces` has a provider whose arrays keep their shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -63,77 +64,74 @@ class ForceProvider(Protocol):
         ...
 
 
-class PotentialForces:
-    """A `Potential` evaluated on all replicas in one call.
+class SkinList:
+    """Neighbour list of all replicas that is kept while the skin lasts.
 
     Args:
-        potential: its cutoff may be 0 for atoms that do not interact; then it gets no neighbour list.
         system: all replicas stacked; positions and cell are only the first ones.
-        skin: in Å; 0 builds a list for every evaluation.
+        cutoff: of the potential, in Å.
+        skin: in Å; with 0 a list is never kept.
+
+    Attributes:
+        skin: as given.
+        neighbors: the list with cutoff + skin; None before the first one.
+        built: positions and cell that it was built for.
 
     Raises:
         ValueError: for a negative skin.
     """
 
-    def __init__(self, potential: Potential, system: System, *, skin: float) -> None:
+    def __init__(self, system: System, cutoff: float, *, skin: float) -> None:
         if not 0.0 <= skin < float("inf"):
             raise ValueError(f"`skin` must be 0 Å or more, got {skin}")
-        self.potential, self.skin = potential, skin
-        self.failures: dict[int, str] = {}
-        self.rebuilds = 0
-        self._system = system.to(potential.device)
-        self._list: NeighborList | None = None
-        self._built: tuple[Tensor, Tensor] | None = None
+        self.skin = skin
+        self.neighbors: NeighborList | None = None
+        self.built: tuple[Tensor, Tensor] | None = None
+        self._system, self._cutoff = system, cutoff
         self._same_cell: Tensor | None = None
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the potential."""
-        return self.potential.device
-
-    def evaluate(self, positions: Tensor, cell: Tensor, *, stress: bool) -> Evaluation:
-        """See `ForceProvider`.
-
-        Raises:
-            ValueError: on the first call, if the structure is unusable; later calls put NaN instead.
-            TypeError: if the potential returns no forces or stress.
-        """
-        system = replace(self._system, positions=positions, cell=cell)
-        broken: list[int] = []
-        if self.potential.cutoff > 0 and not self._usable(positions, cell):
-            system, broken = self._rebuild(system)
-        properties: frozenset[Property] = frozenset({"energy", "forces", "stress"} if stress else {"energy", "forces"})
-        prediction = self.potential(system, properties=properties, neighbors=self._list)
-        if prediction.forces is None or (stress and prediction.stress is None):
-            missing = "forces" if prediction.forces is None else "stress"
-            raise TypeError(f"{type(self.potential).__name__} returned no {missing}, which molecular dynamics needs")
-        result = Evaluation(
-            energy=prediction.energy.detach(),
-            forces=prediction.forces.detach(),
-            stress=prediction.stress.detach() if prediction.stress is not None else torch.full_like(cell, torch.nan),
-        )
-        return _spoil(result, broken, self._system) if broken else result
-
-    def memory(self) -> dict[str, Tensor]:
-        """Positions and cell for which the list was built."""
-        return {} if self._built is None else {"positions": self._built[0], "cell": self._built[1]}
-
-    def recall(self, memory: Mapping[str, Tensor]) -> None:
-        """Build the list for the remembered positions."""
-        if memory:
-            rebuilds = self.rebuilds
-            self._rebuild(replace(self._system, positions=memory["positions"], cell=memory["cell"]))
-            self.rebuilds = rebuilds
-
-    def _usable(self, positions: Tensor, cell: Tensor) -> bool:
-        if self._list is None or self._built is None or self.skin == 0.0:
+    def holds(self, positions: Float[Tensor, "atoms 3"], cell: Float[Tensor, "replicas 3 3"]) -> bool:
+        """Whether the list has all pairs within the cutoff; False for coordinates that are not finite."""
+        if self.built is None or self.skin == 0.0:
             return False
-        built_positions, built_cell = self._built
+        built_positions, built_cell = self.built
         if cell is self._same_cell or torch.equal(cell, built_cell):
             self._same_cell = cell
             # NaN compares as False, so that broken coordinates reach the checks of a rebuild.
             return bool((squared_length(positions - built_positions) <= (0.5 * self.skin) ** 2).all())
         return bool(self._strained_list_holds(positions, cell, built_positions, built_cell))
+
+    def build(self, system: System) -> tuple[System, dict[int, str]]:
+        """A new list for all replicas at these positions.
+
+        Returns:
+            The system the list belongs to, and by replica why it has no sensible geometry: such a replica gets the
+            positions of the list before.
+
+        Raises:
+            ValueError: if there is no list before.
+        """
+        reach = self._cutoff + self.skin
+        failures: dict[int, str] = {}
+        try:
+            self.neighbors = neighbor_list(system, reach)
+        except ValueError:
+            if self.built is None:
+                raise
+            system, failures = _without_broken(system, self.built, reach)
+            self.neighbors = neighbor_list(system, reach)
+        self.built = (system.positions, system.cell)
+        self._same_cell = system.cell
+        return system, failures
+
+    def memory(self) -> dict[str, Tensor]:
+        """Positions and cell for which the list was built."""
+        return {} if self.built is None else {"positions": self.built[0], "cell": self.built[1]}
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        """Build the list for the remembered positions."""
+        if memory:
+            self.build(replace(self._system, positions=memory["positions"], cell=memory["cell"]))
 
     def _strained_list_holds(self, positions: Tensor, cell: Tensor, old_positions: Tensor, old_cell: Tensor) -> Tensor:
         """Whether pairs within the cutoff now were within cutoff + skin before the cell changed too.
@@ -150,40 +148,81 @@ class PotentialForces:
         moved = positions - (old_positions[:, None, :] @ gradient[batch])[:, 0]
         common = torch.segment_reduce(moved, "mean", lengths=self._system.sizes, unsafe=True)
         reach = squared_length(moved - common[batch]).sqrt()
-        cutoff = self.potential.cutoff
-        holds: Tensor = (cutoff + 2.0 * reach <= (1.0 - strain[batch]) * (cutoff + self.skin)).all()
+        holds: Tensor = (self._cutoff + 2.0 * reach <= (1.0 - strain[batch]) * (self._cutoff + self.skin)).all()
         return holds
 
-    def _rebuild(self, system: System) -> tuple[System, list[int]]:
-        """New list; replicas that have no sensible geometry get the positions of the list before."""
-        reach = self.potential.cutoff + self.skin
-        broken: list[int] = []
-        try:
-            self._list = neighbor_list(system, reach)
-        except ValueError:
-            if self._built is None:
-                raise
-            system, broken = self._without_broken(system, self._built, reach)
-            self._list = neighbor_list(system, reach)
-        self._built = (system.positions, system.cell)
-        self._same_cell = system.cell
-        self.rebuilds += 1
-        return system, broken
 
-    def _without_broken(self, system: System, built: tuple[Tensor, Tensor], reach: float) -> tuple[System, list[int]]:
-        positions, cell = system.positions.clone(), system.cell.clone()
-        broken, start = [], 0
-        for index, size in enumerate(system.sizes.tolist()):
-            atoms = slice(start, start + size)
-            start += size
-            alone = one_structure(system, index, atoms)
-            try:
-                neighbor_list(alone, reach)
-            except ValueError as error:
-                self.failures[index] = str(error)
-                broken.append(index)
-                positions[atoms], cell[index] = built[0][atoms], built[1][index]
-        return replace(system, positions=positions, cell=cell), broken
+class PotentialForces:
+    """A `Potential` evaluated on all replicas in one call.
+
+    Args:
+        potential: its cutoff may be 0 for atoms that do not interact; then it gets no neighbour list.
+        system: all replicas stacked; positions and cell are only the first ones.
+        skin: in Å; 0 builds a list for every evaluation.
+
+    Raises:
+        ValueError: for a negative skin.
+    """
+
+    def __init__(self, potential: Potential, system: System, *, skin: float) -> None:
+        self.potential = potential
+        self.failures: dict[int, str] = {}
+        self.rebuilds = 0
+        self._system = system.to(potential.device)
+        self._list = SkinList(self._system, potential.cutoff, skin=skin)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the potential."""
+        return self.potential.device
+
+    def evaluate(self, positions: Tensor, cell: Tensor, *, stress: bool) -> Evaluation:
+        """See `ForceProvider`.
+
+        Raises:
+            ValueError: on the first call, if the structure is unusable; later calls put NaN instead.
+            TypeError: if the potential returns no forces or stress.
+        """
+        system = replace(self._system, positions=positions, cell=cell)
+        broken: dict[int, str] = {}
+        if self.potential.cutoff > 0 and not self._list.holds(positions, cell):
+            system, broken = self._list.build(system)
+            self.failures |= broken
+            self.rebuilds += 1
+        properties: frozenset[Property] = frozenset({"energy", "forces", "stress"} if stress else {"energy", "forces"})
+        prediction = self.potential(system, properties=properties, neighbors=self._list.neighbors)
+        if prediction.forces is None or (stress and prediction.stress is None):
+            missing = "forces" if prediction.forces is None else "stress"
+            raise TypeError(f"{type(self.potential).__name__} returned no {missing}, which molecular dynamics needs")
+        result = Evaluation(
+            energy=prediction.energy.detach(),
+            forces=prediction.forces.detach(),
+            stress=prediction.stress.detach() if prediction.stress is not None else torch.full_like(cell, torch.nan),
+        )
+        return without_rows(result, broken, self._system) if broken else result
+
+    def memory(self) -> dict[str, Tensor]:
+        """Positions and cell for which the list was built."""
+        return self._list.memory()
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        """Build the list for the remembered positions."""
+        self._list.recall(memory)
+
+
+def _without_broken(system: System, built: tuple[Tensor, Tensor], reach: float) -> tuple[System, dict[int, str]]:
+    """The system with the built positions in replicas without a sensible geometry, and what is wrong with these."""
+    positions, cell = system.positions.clone(), system.cell.clone()
+    failures, start = {}, 0
+    for index, size in enumerate(system.sizes.tolist()):
+        atoms = slice(start, start + size)
+        start += size
+        try:
+            neighbor_list(one_structure(system, index, atoms), reach)
+        except ValueError as error:
+            failures[index] = str(error)
+            positions[atoms], cell[index] = built[0][atoms], built[1][index]
+    return replace(system, positions=positions, cell=cell), failures
 
 
 def one_structure(system: System, index: int, atoms: slice) -> System:
@@ -200,9 +239,10 @@ def one_structure(system: System, index: int, atoms: slice) -> System:
     )
 
 
-def _spoil(result: Evaluation, broken: list[int], system: System) -> Evaluation:
+def without_rows(result: Evaluation, broken: Iterable[int], system: System) -> Evaluation:
+    """The evaluation with NaN for the replicas `broken` of a system."""
     rows = torch.zeros(system.n_structures, dtype=torch.bool, device=system.batch.device)
-    rows[broken] = True
+    rows[list(broken)] = True
     return Evaluation(
         energy=torch.where(rows, torch.nan, result.energy),
         forces=torch.where(rows[system.batch][:, None], torch.nan, result.forces),

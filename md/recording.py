@@ -157,9 +157,10 @@ class Recording:
         except OSError as error:
             if error.errno is None:
                 raise
+            remains = "; the one before stays" if path.exists() else ""
             reason = (
-                f"cannot write the restart file ({os.strerror(error.errno).lower()}); the one before stays: make space "
-                "or choose a writable folder, then continue from there"
+                f"cannot write the restart file ({os.strerror(error.errno).lower()}){remains}: make space or choose a "
+                "writable folder"
             )
             raise OSError(error.errno, reason, str(path)) from error
 

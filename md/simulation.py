@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,19 @@ from typing import Any
 import torch
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from e2former_calc.md.bonds import bonded_pairs, molecules
+from e2former_calc.md.captured_replay import Execution
+from e2former_calc.md.captured_step import stepper_for
 from e2former_calc.md.fingerprint import differences, integrator_fingerprint, model_fingerprint
 from e2former_calc.md.frame import Frame, Topology
 from e2former_calc.md.integrators.interface import Integrator
 from e2former_calc.md.restart import Restart, RestartError, read_restart, write_restart
 from e2former_calc.md.start import build_dynamics, first_velocities, stacked_system
 from e2former_calc.md.state import State
+from e2former_calc.md.static_forces import potential_forces
 from e2former_calc.md.stopping import Stop, StoppingRules, Watch
 from e2former_calc.md.units import BAR
 from e2former_calc.md.velocities import InitialVelocities
@@ -54,6 +58,13 @@ class SimulationOptions:
         stopping: when a replica is stopped.
         replica_ids: what each replica is to the random generator; 0, 1, 2, ... unless given.
         stress: evaluate the stress also where the integrator does not need it, to report the pressure.
+        execution: how a potential is evaluated. "eager" calls it as it is. The others keep edges in arrays of fixed
+            size and need a model that allows it: "static" runs its operations one by one (slower, to compare with),
+            "compiled" fuses them (takes minutes for each size of the arrays; without a compiler it runs from a
+            trace), "cuda-graph" launches them, and with most integrators the whole step, at once. Results agree to
+            rounding.
+        strict: False turns refusals of elements, charges and multiplicities that the model does not cover into
+            warnings; a model that was itself loaded strictly still refuses elements.
         external_field: True if forces depend on absolute positions (walls, springs to fixed points). Then
             nothing is removed from initial velocities, and translation and rotation count as degrees of freedom.
     """
@@ -63,6 +74,8 @@ class SimulationOptions:
     replica_ids: tuple[int, ...] | None = None
     stress: bool = False
     external_field: bool = False
+    strict: bool = True
+    execution: Execution = "eager"
 
 
 @dataclass(frozen=True)
@@ -135,13 +148,17 @@ class Simulation:
         self.options = SimulationOptions() if options is None else options
         images = [image.copy() for image in ([atoms] if isinstance(atoms, Atoms) else atoms)]
         self.integrator, self.seed, self._images, self._potential = integrator, seed, images, potential
-        system = stacked_system(images, potential)
+        system = stacked_system(images, potential, strict=self.options.strict)
         dynamics = build_dynamics(
             images, system, potential, integrator=integrator, seed=seed, ids=self.options.replica_ids,
-            skin=self.options.skin,
+            potential_forces=partial(
+                potential_forces, skin=self.options.skin, execution=self.options.execution,
+                fixed_cell=not integrator.changes_cell,
+            ),
         )  # fmt: skip
         dynamics.needs_stress = integrator.needs_stress or self.options.stress
         self._system = system.to(dynamics.forces.device)
+        self._stepper = stepper_for(self.options.execution, integrator, potential)
         self._velocities, self.dynamics = first_velocities(
             images, self._system.positions, dynamics, integrator, chosen=velocities,
             external_field=self.options.external_field,
@@ -201,20 +218,25 @@ class Simulation:
         """
         if steps < 0:
             raise ValueError(f"`steps` must not be negative, got {steps}")
-        state = self.state
-        first = state.step
+        state, good = self.state, self._watch.last_good
+        first, last = state.step, state.step + steps
         self._asked_to_stop = False
         if first == 0:
             self._notify(observers)
-        self._hold()
-        for _ in range(steps):
-            if self._asked_to_stop or self._all_stopped:
-                break
-            new = self._watch.check(state, self.integrator.step(state, self.dynamics))
-            changed = new.stop_code is not state.stop_code and new.stop_code.device.type == "cpu"
-            self._state = state = new
+        while self.step < last and not (self._asked_to_stop or self._all_stopped):
+            new = self._watch.check(state, self._stepper.step(state, self.dynamics))
+            awaited = new.step == last or any(new.step % observer.every == 0 for observer in observers)
+            if not awaited and self._stepper.may_go_on(new.step, self.dynamics):
+                state = new
+                continue
+            if not self._stepper.settle(self.dynamics):
+                state, self._watch.last_good = self.state, good
+                continue
+            changed = new.stop_code is not self.state.stop_code and new.stop_code.device.type == "cpu"
+            self._state, good = new, self._watch.last_good
+            state = new
             if changed or new.step % _POLL_STEPS == 0:
-                self._hold()
+                self._hold(~new.running)
             self._notify(observers)
         return self.step - first
 
@@ -249,10 +271,11 @@ class Simulation:
     def frame(self, replica: int = 0) -> Frame:
         """The present state of a replica as arrays; of a stopped one, its last good state."""
         state, atoms = self.state, self.dynamics.replicas.slices()[replica]
-        image = self._images[replica]
+        image, stop = self._images[replica], self._watch.describe(state, replica)
+        step = state.step if stop is None else stop.last_good_step
         return Frame(
-            step=state.step,
-            time_fs=self.time_fs,
+            step=step,
+            time_fs=step * self.integrator.timestep_fs,
             positions=state.positions[atoms].cpu().numpy().copy(),
             cell=state.cell[replica].cpu().numpy().copy() if image.cell.any() else None,
             velocities=state.velocities[atoms].cpu().numpy().copy(),
@@ -308,7 +331,7 @@ class Simulation:
         self._watch.last_good = State.from_tensors(int(good.pop("step")), good) if good else self._state
         self.dynamics.forces.recall(restart.group("neighbors", device))
         self.dynamics.forces.rebuilds = int(restart.facts["list_rebuilds"])
-        self._hold()
+        self._hold(~self.dynamics.forces.running)
 
     def _first_state(self) -> State:
         system, dynamics = self._system, self.dynamics
@@ -342,11 +365,10 @@ class Simulation:
             if self.step % observer.every == 0:
                 observer.function(self)
 
-    def _hold(self) -> None:
-        """Let drifts leave stopped replicas alone."""
-        stopped = ~self.state.running
-        self._all_stopped = bool(stopped.all())
-        self.dynamics.held = stopped[self.dynamics.replicas.batch] if bool(stopped.any()) else None
+    def _hold(self, stopped: Bool[Tensor, " replicas"]) -> None:
+        """Leave replicas alone; after a restart those that an uninterrupted run would leave alone by then."""
+        self._all_stopped = not bool(self.state.running.any())
+        self.dynamics.hold(stopped)
 
     def _identity(self) -> dict[str, Tensor]:
         """Tensors by which the system is recognised."""

@@ -3,51 +3,50 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from ase import Atoms, units
 from ase.calculators.calculator import BaseCalculator
+from ase.data import chemical_symbols
 from jaxtyping import Float
 from torch import Tensor
 
-from e2former_calc.electronic_state import check_electronic_state, electronic_state
+from e2former_calc.electronic_state import Complain, check_electronic_state, electronic_state
 from e2former_calc.md.constraints import device_constraints
 from e2former_calc.md.degrees_of_freedom import degrees_of_freedom, resting_motions
 from e2former_calc.md.dynamics import Dynamics
-from e2former_calc.md.forces import ForceProvider, PotentialForces
+from e2former_calc.md.forces import ForceProvider
 from e2former_calc.md.host_loop import AseConstraints, CalculatorForces
 from e2former_calc.md.integrators.interface import Integrator
 from e2former_calc.md.noise import Noise
 from e2former_calc.md.replicas import Replicas
+from e2former_calc.md.running_forces import RunningForces, selected_structures
 from e2former_calc.md.velocities import InitialVelocities, maxwell_boltzmann, without_rotation, without_translation
 from e2former_calc.potentials.interface import Potential
 from e2former_calc.potentials.system import System
 
+PotentialProvider = Callable[[Potential, System], ForceProvider]
 
-def stacked_system(images: Sequence[Atoms], potential: Potential | BaseCalculator) -> System:
+
+def stacked_system(images: Sequence[Atoms], potential: Potential | BaseCalculator, *, strict: bool) -> System:
     """All structures as one system, with charge and multiplicity from `atoms.info`.
 
     Raises:
-        ValueError: for no structures, elements that the potential does not know, or a charge or multiplicity that
-            it cannot represent.
+        ValueError: for no structures; with `strict`, for elements that the potential does not know, or a charge or
+            multiplicity that it cannot represent, of which there is a warning otherwise.
     """
     if not images:
         raise ValueError("`atoms` is empty: give at least one structure")
-    parts = []
+    parts, complain = [], _warning_once()
     for index, atoms in enumerate(images):
         state = electronic_state(atoms, None, None)
         if not isinstance(potential, BaseCalculator):
-            unknown = sorted(set(atoms.numbers.tolist()) - potential.elements)
-            if unknown:
-                known = sorted(potential.elements)
-                raise ValueError(
-                    f"replica {index}: atomic numbers {unknown} are not covered by this model; it knows {known}"
-                )
+            _check_elements(atoms, potential, index, strict=strict, complain=complain)
             check_electronic_state(
-                atoms, state, uses_charge=potential.uses_charge, uses_spin=potential.uses_spin, strict=True,
-                complain=_warn,
+                atoms, state, uses_charge=potential.uses_charge, uses_spin=potential.uses_spin, strict=strict,
+                complain=complain,
             )  # fmt: skip
         parts.append(
             System.single(
@@ -64,9 +63,11 @@ def stacked_system(images: Sequence[Atoms], potential: Potential | BaseCalculato
 
 def build_dynamics(
     images: Sequence[Atoms], system: System, potential: Potential | BaseCalculator, *, integrator: Integrator,
-    seed: int, ids: Sequence[int] | None, skin: float,
+    seed: int, ids: Sequence[int] | None, potential_forces: PotentialProvider,
 ) -> Dynamics:  # fmt: skip
     """Masses, forces, constraints and noise; motions at rest are not counted yet.
+
+    `potential_forces` makes the provider of a potential; an ASE calculator has its own.
 
     Raises:
         NotImplementedError: for constraints that are not supported.
@@ -75,13 +76,11 @@ def build_dynamics(
     device = torch.device("cpu") if isinstance(potential, BaseCalculator) else potential.device
     replicas = Replicas.of_sizes([len(image) for image in images], ids=ids, device=device)
     masses = torch.cat([torch.from_numpy(image.get_masses()) for image in images]).to(device, torch.float64)[:, None]
-    forces: ForceProvider
+    forces = RunningForces(replicas, lambda rows: _provider(rows, images, system, potential, potential_forces))
     if isinstance(potential, BaseCalculator):
-        forces = CalculatorForces(potential, images, replicas)
         constrained = any(image.constraints for image in images)
         constraints = AseConstraints(images, replicas) if constrained else device_constraints(images, replicas, masses)
     else:
-        forces = PotentialForces(potential, system, skin=skin)
         constraints = device_constraints(images, replicas, masses)
         if integrator.needs_stress and not potential.conservative:
             raise ValueError(
@@ -95,6 +94,20 @@ def build_dynamics(
         replicas=replicas, masses=masses, pbc=system.pbc.to(device), forces=forces, constraints=constraints,
         noise=Noise(seed, replicas), degrees_of_freedom=counted, needs_stress=integrator.needs_stress,
     )  # fmt: skip
+
+
+def _provider(
+    rows: Sequence[int],
+    images: Sequence[Atoms],
+    system: System,
+    potential: Potential | BaseCalculator,
+    potential_forces: PotentialProvider,
+) -> ForceProvider:
+    """Forces of some of the replicas."""
+    if isinstance(potential, BaseCalculator):
+        chosen = [images[row] for row in rows]
+        return CalculatorForces(potential, chosen, Replicas.of_sizes([len(image) for image in chosen]))
+    return potential_forces(potential, selected_structures(system, rows))
 
 
 def first_velocities(
@@ -165,6 +178,25 @@ def _check_cell_may_change(images: Sequence[Atoms], system: System) -> None:
             )
 
 
-def _warn(key: str, message: str) -> None:
-    del key
-    warnings.warn(message, UserWarning, stacklevel=4)
+def _check_elements(atoms: Atoms, potential: Potential, index: int, *, strict: bool, complain: Complain) -> None:
+    unknown = sorted(set(atoms.numbers.tolist()) - potential.elements)
+    if not unknown:
+        return
+    missing = ", ".join(chemical_symbols[z] for z in unknown)
+    known = " ".join(chemical_symbols[z] for z in sorted(potential.elements))
+    problem = f"elements {missing} are not covered by this model; it knows {known}"
+    if strict:
+        raise ValueError(f"replica {index}: {problem} (strict=False evaluates anyway)")
+    complain(problem, problem)
+
+
+def _warning_once() -> Complain:
+    """Warns of every key once, however many replicas there are."""
+    told: set[str] = set()
+
+    def complain(key: str, message: str) -> None:
+        if key not in told:
+            told.add(key)
+            warnings.warn(message, UserWarning, stacklevel=5)
+
+    return complain

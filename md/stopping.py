@@ -81,11 +81,12 @@ class StoppingRules:
 
 @dataclass(frozen=True)
 class Stop:
-    """What stopped a replica: the rule, the step that broke it, and a sentence."""
+    """What stopped a replica: the rule, the step that broke it, a sentence, and the step of the state that is kept."""
 
     reason: StopReason
     step: int
     message: str
+    last_good_step: int
 
 
 class Watch:
@@ -146,7 +147,9 @@ class Watch:
         failure = self._dynamics.forces.failures.get(index)
         if reason is StopReason.NOT_FINITE and failure is not None:
             message = f"{message}: {failure}"
-        return Stop(reason, int(state.stop_step[index]), message)
+        step = int(state.stop_step[index])
+        back = self._rules.check_every if reason >= StopReason.DISTANCE else 1
+        return Stop(reason, step, message, last_good_step=step - back)
 
     def _broken_numbers(self, new: State) -> Int[Tensor, " replicas"]:
         force, speed = squared_length(new.forces), squared_length(new.velocities)

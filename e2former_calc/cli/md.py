@@ -15,15 +15,17 @@ from e2former_calc.calculator import E2FormerCalculator
 from e2former_calc.cli.md_files import OutputFiles, relaxed_structure, write_final
 from e2former_calc.cli.md_protocol import BAROSTATS, ENSEMBLES, THERMOSTATS, DomainWatch, Protocol, doubts
 from e2former_calc.cli.md_report import Reporter, reporting
+from e2former_calc.cli.md_stopping import Stopping, stopping_options
 from e2former_calc.cli.messages import announce, echo_table, notice, plural
 from e2former_calc.cli.options import ModelOptions, collected, model_options, overwrite_option
 from e2former_calc.cli.relaxation import RelaxSettings, StopRequest, relax_atoms, stop_on_signal
+from e2former_calc.cli.sections import SectionedCommand
 from e2former_calc.cli.structures import Frame, read_frames
 from e2former_calc.cli.summary import Stopwatch, write_summary
 from e2former_calc.electronic_state import electronic_state
 from e2former_calc.md.recording import Recording, RecordingFiles, observable_rows
 from e2former_calc.md.simulation import Observer, Simulation, SimulationOptions
-from e2former_calc.md.stopping import StoppingRules
+from e2former_calc.md.stopping import Stop
 from e2former_calc.md.velocities import InitialVelocities
 
 STOPPED = 2
@@ -53,21 +55,29 @@ class Execution:
     overwrite: bool
     threads: int | None
     skin: float
-    max_force: float
 
 
 @click.command(
+    cls=SectionedCommand,
+    sections={
+        "What is simulated": Protocol, "When a replica is stopped": Stopping, "Output": Intervals, "Run": Execution,
+        "Model": ModelOptions,
+    },
     epilog="Exit code: 0 all steps done, or stopped in good order by Ctrl-C or SIGTERM; 1 error; 2 a replica was "
-    "stopped by a rule (values that are not finite, forces above --max-force)."
-)
+    "stopped by a rule (values that are not finite, --max-force, --stop-rule); it keeps its last good state, and the "
+    "others go on.",
+)  # fmt: skip
 @click.argument("structure", metavar="STRUCTURE", type=click.Path(path_type=Path))
 @click.option("--ensemble", type=click.Choice(ENSEMBLES), default="nvt", show_default=True, help="What is constant.")
 @click.option(
-    "--thermostat", type=click.Choice(THERMOSTATS), help="For nvt and npt; default langevin (BAOAB splitting)."
-)
+    "--thermostat", type=click.Choice(THERMOSTATS),
+    help="For nvt and npt; default langevin (BAOAB splitting). With nvt also the quantum thermal baths, which give "
+    "nuclei their zero-point energy: qtb, or adqtb, which adapts its noise so that no zero-point energy leaks.",
+)  # fmt: skip
 @click.option(
     "--barostat", type=click.Choice(BAROSTATS),
-    help="For npt; default cell-rescaling, or monte-carlo (energies only) where that does not work.",
+    help="For npt; default cell-rescaling, or monte-carlo (energies only) where that does not work; both scale the "
+    "cell as a whole, anisotropic-cell-rescaling moves all lengths and angles.",
 )  # fmt: skip
 @click.option(
     "--temperature-K", "temperature", type=float, default=300.0, show_default=True, metavar="FLOAT",
@@ -79,17 +89,21 @@ class Execution:
 )  # fmt: skip
 @click.option("--pressure-bar", type=float, default=1.0, show_default=True, help="For npt, in bar.")
 @click.option("--timestep-fs", type=float, default=0.5, show_default=True, help="Time step in fs.")
-@click.option("--friction-per-ps", type=float, default=1.0, show_default=True, help="Of langevin, in 1/ps.")
+@click.option(
+    "--friction-per-ps", type=float, default=1.0, show_default=True, help="Of langevin, qtb and adqtb, in 1/ps."
+)
 @click.option(
     "--relaxation-time-fs", type=float, default=100.0, show_default=True, help="Of bussi and nose-hoover, in fs."
 )
 @click.option(
-    "--pressure-relaxation-time-fs", type=float, default=1000.0, show_default=True, help="Of cell-rescaling, in fs."
-)
+    "--pressure-relaxation-time-fs", type=float, default=1000.0, show_default=True,
+    help="Of both cell rescalings, in fs.",
+)  # fmt: skip
 @click.option(
     "--compressibility-per-bar", type=float, default=4.5e-5, show_default=True,
-    help="Of cell-rescaling, roughly; sets the pace only.",
+    help="Of both cell rescalings, roughly; sets the pace only.",
 )  # fmt: skip
+@click.option("--fix-com", is_flag=True, help="Keep the centre of mass where it is; its motion is not counted.")
 @click.option("--steps", type=click.IntRange(min=0), help="Length of the whole run, in steps.")
 @click.option("--time-ps", type=float, help="Length of the whole run, in ps.")
 @click.option(
@@ -124,21 +138,17 @@ class Execution:
 @click.option(
     "--skin", type=float, default=0.5, show_default=True, help="Of neighbour lists in Å; changes the speed only."
 )
-@click.option(
-    "--max-force",
-    type=float,
-    default=50.0,
-    show_default=True,
-    help="Stop a replica when a force exceeds this, in eV/Å.",
-)
+@stopping_options
 @overwrite_option
 @model_options
 @collected(Protocol, "protocol")
 @collected(Intervals, "intervals")
 @collected(Execution, "execution")
+@collected(Stopping, "stopping")
 def md(
-    options: ModelOptions, *, structure: Path, protocol: Protocol, intervals: Intervals, execution: Execution
-) -> None:
+    options: ModelOptions, *, structure: Path, protocol: Protocol, intervals: Intervals, execution: Execution,
+    stopping: Stopping,
+) -> None:  # fmt: skip
     """Run molecular dynamics from STRUCTURE (any format that ASE reads); constraints in the file are kept.
 
     Writes the trajectory PREFIX.h5md with the topology PREFIX.pdb, PREFIX.csv (energies, temperature, pressure),
@@ -158,8 +168,13 @@ def md(
     size = f"{plural(execution.replicas, 'replica')} of {frame.label} with {plural(len(frame.atoms), 'atom')}"
     announce(calculator, model=options.model_name(), size=size)
     with stop_on_signal(notice) as stop:
-        atoms = _start(frame.atoms, calculator, files, continues=continues, stop=stop)
-        simulation = _simulation(atoms, calculator, protocol, execution, seed=options.seed)
+        atoms = protocol.constrained(_start(frame.atoms, calculator, files, continues=continues, stop=stop))
+        settings = SimulationOptions(
+            skin=execution.skin, stopping=stopping.rules(has_thermostat=protocol.ensemble != "nve"),
+            stress=bool(atoms.pbc.all()) and calculator.potential.conservative, strict=calculator.strict,
+        )  # fmt: skip
+        replicas = [atoms] * execution.replicas
+        simulation = _simulation(replicas, calculator, protocol, settings, seed=options.seed)
         if not continues:
             files.remove()
         stopwatch.lap("prepare")
@@ -217,20 +232,14 @@ def _start(
 
 
 def _simulation(
-    atoms: Atoms, calculator: E2FormerCalculator, protocol: Protocol, execution: Execution, *, seed: int
+    replicas: list[Atoms], calculator: E2FormerCalculator, protocol: Protocol, settings: SimulationOptions, *, seed: int
 ) -> Simulation:
     potential = calculator.potential
     integrator = protocol.integrator(has_stress=potential.conservative)
-    for doubt in doubts(protocol, integrator, atoms, conservative=potential.conservative):
+    for doubt in doubts(protocol, integrator, replicas[0], conservative=potential.conservative):
         warnings.warn(doubt, UserWarning, stacklevel=2)
-    return Simulation(
-        [atoms] * execution.replicas, potential, integrator, seed=seed,
-        velocities=InitialVelocities(protocol.temperature),
-        options=SimulationOptions(
-            skin=execution.skin, stopping=StoppingRules(max_force=execution.max_force),
-            stress=bool(atoms.pbc.all()) and potential.conservative,
-        ),
-    )  # fmt: skip
+    velocities = InitialVelocities(protocol.temperature)
+    return Simulation(replicas, potential, integrator, seed=seed, velocities=velocities, options=settings)
 
 
 def _run(
@@ -288,8 +297,7 @@ def _results(simulation: Simulation, *, made: int, rate: float, total: int, watc
     replicas = []
     for values, stop in zip(rows, simulation.stops(), strict=True):
         names = ("potential_energy_eV", "kinetic_energy_eV", "total_energy_eV", "conserved_energy_eV", "temperature_K")
-        stopped = None if stop is None else {"rule": stop.reason.name, "step": stop.step, "message": stop.message}
-        replicas.append(dict(zip(names, values, strict=False)) | {"stopped": stopped})
+        replicas.append(dict(zip(names, values, strict=False)) | {"stopped": stop and _stop_facts(stop)})
     complete = simulation.step >= total
     all_stopped = all(replica["stopped"] for replica in replicas)
     return {
@@ -306,12 +314,24 @@ def _results(simulation: Simulation, *, made: int, rate: float, total: int, watc
     }
 
 
+def _stop_facts(stop: Stop) -> dict[str, Any]:
+    return {
+        "rule": stop.reason.name, "step": stop.step, "message": stop.message, "last_good_step": stop.last_good_step
+    }  # fmt: skip
+
+
 def _conclude(simulation: Simulation, results: dict[str, Any], *, total: int) -> None:
     """Say how the run ended, and end with the exit code."""
     speed = f"{results['steps_per_second']:.1f} steps/s, {results['ns_per_day']:.3f} ns/day"
     rows = [(results["status"], f"{plural(simulation.step, 'step')} of {total}, {speed}")]
     stops = [(replica, stop) for replica, stop in enumerate(simulation.stops()) if stop is not None]
-    rows += [(f"replica {replica}", f"stopped at step {stop.step}: {stop.message}") for replica, stop in stops]
+    rows += [
+        (
+            f"replica {replica}",
+            f"stopped at step {stop.step}: {stop.message}; its last good state is that of step {stop.last_good_step}",
+        )
+        for replica, stop in stops
+    ]
     echo_table(rows)
     if results["status"] == "interrupted":
         notice(f"stopped at step {simulation.step} of {total}: the same command with --resume continues, bit for bit")

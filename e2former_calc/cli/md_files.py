@@ -123,7 +123,6 @@ def write_final(path: Path, simulation: Simulation) -> None:
         atoms = simulation.atoms(replica)
         atoms.info["replica"] = replica
         if stop is not None:
-            atoms.info.update(step=stop.step, stopped=stop.message)
-            del atoms.info["time_fs"]
+            atoms.info.update(stopped=stop.message, stopped_at_step=stop.step)
         images.append(atoms)
     write_extxyz(path, images)

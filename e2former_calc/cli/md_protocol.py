@@ -8,24 +8,36 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ase import Atoms
+from ase.constraints import FixCom
 
 from e2former_calc.calculator import E2FormerCalculator
 from e2former_calc.extrapolation import check_inside
 from e2former_calc.md.integrators import (
+    AdaptiveQuantumThermalBath,
     Bussi,
     Integrator,
     Langevin,
     MonteCarloBarostat,
     NoseHooverChain,
+    QuantumThermalBath,
     StochasticCellRescaling,
     VelocityVerlet,
 )
+from e2former_calc.md.integrators.anisotropic_cell_rescaling import AnisotropicCellRescaling
 from e2former_calc.md.schedules import LinearRamp, Target
 from e2former_calc.md.simulation import Simulation
 
 ENSEMBLES = ("nve", "nvt", "npt")
-THERMOSTATS = ("langevin", "bussi", "nose-hoover")
-BAROSTATS = ("cell-rescaling", "monte-carlo")
+QUANTUM_BATHS: dict[str, type[QuantumThermalBath | AdaptiveQuantumThermalBath]] = {
+    "qtb": QuantumThermalBath,
+    "adqtb": AdaptiveQuantumThermalBath,
+}
+RESCALINGS: dict[str, type[StochasticCellRescaling | AnisotropicCellRescaling]] = {
+    "cell-rescaling": StochasticCellRescaling,
+    "anisotropic-cell-rescaling": AnisotropicCellRescaling,
+}
+THERMOSTATS = ("langevin", "bussi", "nose-hoover", *QUANTUM_BATHS)
+BAROSTATS = (*RESCALINGS, "monte-carlo")
 
 MAX_FRICTION_PER_PS = 20.0
 MAX_TIMESTEP_FS = 1.0
@@ -47,10 +59,11 @@ class Protocol:
     final_temperature: float | None
     pressure_bar: float
     timestep_fs: float
-    friction_per_ps: float
+    friction_per_ps: float | None
     relaxation_time_fs: float
     pressure_relaxation_time_fs: float
     compressibility_per_bar: float
+    fix_com: bool
     steps: int | None
     time_ps: float | None
 
@@ -65,9 +78,14 @@ class Protocol:
             raise ValueError("--thermostat and --final-temperature-K need --ensemble nvt or npt, not nve")
         if self.ensemble != "npt" and self.barostat:
             raise ValueError(f"--barostat needs --ensemble npt, not {self.ensemble}")
-        if self.barostat == "cell-rescaling" and self.thermostat not in (None, "langevin"):
+        if self.ensemble == "npt" and self.thermostat in QUANTUM_BATHS:
             raise ValueError(
-                f"--barostat cell-rescaling works with --thermostat langevin, not {self.thermostat}: use "
+                f"--thermostat {self.thermostat} samples no classical ensemble, which barostats need: use it with "
+                "--ensemble nvt, or --thermostat langevin"
+            )
+        if self.barostat in RESCALINGS and self.thermostat not in (None, "langevin"):
+            raise ValueError(
+                f"--barostat {self.barostat} works with --thermostat langevin, not {self.thermostat}: use "
                 "--barostat monte-carlo"
             )
 
@@ -83,6 +101,19 @@ class Protocol:
             return self.temperature
         return LinearRamp(self.temperature, self.final_temperature, max(1, self.total_steps))
 
+    @property
+    def friction(self) -> float:
+        """In 1/ps; quantum thermal baths need more, as zero-point energy leaks from stiff to soft motions."""
+        usual = 20.0 if self.thermostat in QUANTUM_BATHS else 1.0
+        return usual if self.friction_per_ps is None else self.friction_per_ps
+
+    def constrained(self, atoms: Atoms) -> Atoms:
+        """A copy of the structure that also keeps its centre of mass, if that is asked for."""
+        atoms = atoms.copy()
+        if self.fix_com and not any(isinstance(constraint, FixCom) for constraint in atoms.constraints):
+            atoms.set_constraint([*atoms.constraints, FixCom()])
+        return atoms
+
     def integrator(self, *, has_stress: bool) -> Integrator:
         """The integrator; `has_stress` says whether the model has a stress.
 
@@ -91,6 +122,8 @@ class Protocol:
         """
         if self.ensemble == "nve":
             return VelocityVerlet(self.timestep_fs)
+        if self.thermostat in QUANTUM_BATHS:
+            return QUANTUM_BATHS[self.thermostat](self.timestep_fs, self.target, self.friction)
         if self.ensemble == "nvt":
             return self._thermostat()
         barostat = self.barostat
@@ -100,11 +133,11 @@ class Protocol:
             return MonteCarloBarostat(self._thermostat(), self.pressure_bar)
         if not has_stress:
             raise ValueError(
-                "--barostat cell-rescaling needs the stress, which a force head does not give: use --forces gradient "
-                "or --barostat monte-carlo"
+                f"--barostat {barostat} needs the stress, which a force head does not give: use --forces gradient or "
+                "--barostat monte-carlo"
             )
-        return StochasticCellRescaling(
-            self.timestep_fs, self.target, self.pressure_bar, friction_per_ps=self.friction_per_ps,
+        return RESCALINGS[barostat](
+            self.timestep_fs, self.target, self.pressure_bar, friction_per_ps=self.friction,
             pressure_relaxation_time_fs=self.pressure_relaxation_time_fs,
             compressibility_per_bar=self.compressibility_per_bar,
         )  # fmt: skip
@@ -114,7 +147,7 @@ class Protocol:
             return Bussi(self.timestep_fs, self.target, self.relaxation_time_fs)
         if self.thermostat == "nose-hoover":
             return NoseHooverChain(self.timestep_fs, self.target, self.relaxation_time_fs)
-        return Langevin(self.timestep_fs, self.target, self.friction_per_ps)
+        return Langevin(self.timestep_fs, self.target, self.friction)
 
 
 def doubts(protocol: Protocol, integrator: Integrator, atoms: Atoms, *, conservative: bool) -> Iterator[str]:
@@ -122,9 +155,11 @@ def doubts(protocol: Protocol, integrator: Integrator, atoms: Atoms, *, conserva
 
     `conservative` says whether the forces of the model are the gradient of its energy.
     """
-    if isinstance(integrator, Langevin | StochasticCellRescaling) and integrator.friction_per_ps > MAX_FRICTION_PER_PS:
+    bath = integrator.thermostat if isinstance(integrator, MonteCarloBarostat) else integrator
+    friction = getattr(bath, "friction_per_ps", 0.0)
+    if friction > MAX_FRICTION_PER_PS:
         yield (
-            f"a friction of {integrator.friction_per_ps:g}/ps (above {MAX_FRICTION_PER_PS:g}/ps) rules the motion: "
+            f"a friction of {friction:g}/ps (above {MAX_FRICTION_PER_PS:g}/ps) rules the motion: "
             "diffusion, spectra and folding become slower than they are; 1/ps is enough to hold the temperature"
         )
     light = (atoms.numbers == 1) & (atoms.get_masses() < LIGHT_HYDROGEN_AMU)

@@ -1,6 +1,7 @@
 """Integrators: one file each, frozen dataclasses with units in the names of their parameters."""
 
 from e2former_calc.md.integrators.adaptive_quantum_thermal_bath import AdaptiveQuantumThermalBath
+from e2former_calc.md.integrators.anisotropic_cell_rescaling import AnisotropicCellRescaling
 from e2former_calc.md.integrators.bussi import Bussi
 from e2former_calc.md.integrators.cell_rescaling import StochasticCellRescaling
 from e2former_calc.md.integrators.interface import Integrator
@@ -12,6 +13,7 @@ from e2former_calc.md.integrators.verlet import VelocityVerlet
 
 __all__ = [
     "AdaptiveQuantumThermalBath",
+    "AnisotropicCellRescaling",
     "Bussi",
     "Integrator",
     "Langevin",

@@ -8,8 +8,10 @@ Q_k = k T tau^2. Conserved: E + sum_k Q_k v_xi_k^2 / 2 + N_f k T xi_1 + k T sum_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +24,10 @@ from e2former_calc.md.schedules import Targets, check_targets
 from e2former_calc.md.state import State
 
 POSITION, VELOCITY = "chain_position", "chain_velocity"
+
+Number = TypeVar("Number", float, Tensor)
+"""A number of one replica, or a tensor with a number for each of them."""
+Exponential = Callable[[Number], Number]
 
 _CUBE_ROOT = 2.0 ** (1.0 / 3.0)
 _YOSHIDA_5 = 1.0 / (4.0 - 4.0 ** (1.0 / 3.0))
@@ -109,46 +115,78 @@ class NoseHooverChain:
         return total
 
     def _half_step(self, state: State, dynamics: Dynamics, thermal: Tensor) -> State:
-        """exp(L_NHC dt / 2) on the chain and the velocities."""
-        velocities, positions = (list(state.extended[name].unbind(1)) for name in (VELOCITY, POSITION))
-        inertia = thermal * self.relaxation_time_fs**2
+        """exp(L_NHC dt / 2) on the chain and the velocities.
+
+        The links of a chain need a hundred operations on single numbers, one after the other. On the processor they
+        are numbers of Python, replica by replica, which takes a small part of the time of tensors with one element.
+        """
         number = dynamics.degrees_of_freedom
-        first = (number * inertia, number * thermal)
-        kinetic = 2.0 * dynamics.kinetic_energy(state.velocities)
-        scale = torch.ones_like(kinetic)
+        drive = dynamics.kinetic_energy(state.velocities) * (2.0 / self.relaxation_time_fs**2) / (number * thermal)
+        positions, velocities = state.extended[POSITION], state.extended[VELOCITY]
+        if drive.device.type == "cpu":
+            rows = (positions.tolist(), velocities.tolist(), drive.tolist(), number.tolist())
+            moved = [self._advance_or_break(*row) for row in zip(*rows, strict=True)]
+            positions, velocities, growth = (torch.tensor(x, dtype=torch.float64) for x in zip(*moved, strict=True))
+        else:
+            columns = self._advance(list(positions.unbind(1)), list(velocities.unbind(1)), drive, number, torch.exp)
+            positions, velocities, growth = torch.stack(columns[0], 1), torch.stack(columns[1], 1), columns[2]
+        scale = dynamics.replicas.spread((-growth).exp())
+        state = dynamics.with_velocities(state, state.velocities * scale[:, None])
+        return replace(state, extended={**state.extended, POSITION: positions, VELOCITY: velocities})
+
+    def _advance_or_break(
+        self, positions: list[float], velocities: list[float], drive: float, number: float
+    ) -> tuple[list[float], list[float], float]:
+        """`_advance`; NaN, which stops the replica, where its numbers become too large."""
+        try:
+            return self._advance(positions, velocities, drive, number, math.exp)
+        except OverflowError:
+            return [math.nan] * self.chain_length, [math.nan] * self.chain_length, math.nan
+
+    def _advance(
+        self, positions: list[Number], velocities: list[Number], drive: Number, number: Number, exp: Exponential[Number]
+    ) -> tuple[list[Number], list[Number], Number]:
+        """Half a step of the links.
+
+        Args:
+            positions: xi_k.
+            velocities: v_xi_k; the list is changed.
+            drive: 2 K / (N_f k T tau^2).
+            number: N_f.
+            exp: exponential function of such numbers.
+
+        Returns:
+            Positions and velocities of the links, and minus the logarithm of the factor on the velocities of atoms.
+        """
+        growth = 0.0 * drive
+        links = range(self.chain_length)
         for weight in _WEIGHTS[self.order] * self.substeps:
             duration = 0.5 * weight * self.timestep_fs / self.substeps
-            self._accelerate(velocities, kinetic, first, (inertia, thermal), duration, outwards=False)
-            factor = (-duration * velocities[0]).exp()
-            scale = scale * factor
-            kinetic = kinetic * factor * factor
+            self._accelerate(velocities, drive, number, exp, 0.5 * duration, reversed(links))
             positions = [x + duration * v for x, v in zip(positions, velocities, strict=True)]
-            self._accelerate(velocities, kinetic, first, (inertia, thermal), duration, outwards=True)
-        state = dynamics.with_velocities(state, state.velocities * dynamics.replicas.spread(scale)[:, None])
-        chain = {POSITION: torch.stack(positions, 1), VELOCITY: torch.stack(velocities, 1)}
-        return replace(state, extended={**state.extended, **chain})
+            passed = duration * velocities[0]
+            growth = growth + passed
+            drive = drive * exp(-2.0 * passed)
+            self._accelerate(velocities, drive, number, exp, 0.5 * duration, links)
+        return positions, velocities, growth
 
     def _accelerate(
-        self,
-        velocities: list[Tensor],
-        kinetic: Tensor,
-        first: tuple[Tensor, Tensor],
-        rest: tuple[Tensor, Tensor],
-        duration_fs: float,
-        *,
-        outwards: bool,
-    ) -> None:
-        """Half of `duration_fs` for the velocities of the chain, in place of the list, from its end or to its end.
+        self, velocities: list[Number], drive: Number, number: Number, exp: Exponential[Number], duration: float,
+        links: Iterable[int],
+    ) -> None:  # fmt: skip
+        """Change the velocities of the links in the list, one after the other.
 
-        `kinetic` is 2 K; `first` and `rest` hold (Q, twice the mean energy) of the first and the other links.
+        Accelerations are 2 K / (N_f k T tau^2) - 1 / tau^2 for the first link, N_f v_1^2 - 1 / tau^2 for the second
+        and v_(k-1)^2 - 1 / tau^2 for the others.
         """
-        last = self.chain_length - 1
-        for k in range(last + 1) if outwards else range(last, -1, -1):
-            inertia, mean = first if k == 0 else rest
-            energy = kinetic if k == 0 else (first if k == 1 else rest)[0] * velocities[k - 1] ** 2
-            push = 0.5 * duration_fs * (energy - mean) / inertia
+        last, rate, slowing = self.chain_length - 1, 1.0 / self.relaxation_time_fs**2, -0.5 * duration
+        for k in links:
+            source = drive if k == 0 else velocities[k - 1] * velocities[k - 1]
+            if k == 1:
+                source = source * number
+            push = duration * (source - rate)
             if k == last:
                 velocities[k] = velocities[k] + push
             else:
-                drag = (-0.25 * duration_fs * velocities[k + 1]).exp()
+                drag = exp(slowing * velocities[k + 1])
                 velocities[k] = (velocities[k] * drag + push) * drag

@@ -97,8 +97,7 @@ def prepare(potential: EnergyPotential, elements: Iterable[int] | None = None) -
             potential knows if they are at most 8.
 
     Raises:
-        ValueError: if the potential has no prepared form, with the reasons.
-        RuntimeError: if the self-check fails.
+        ValueError: if the potential has no prepared form, with the reasons, or if the self-check fails.
     """
     reasons = obstacles(potential)
     if reasons:
@@ -116,8 +115,7 @@ def choose_execution(potential: EnergyPotential, implementation: str) -> EnergyP
     """The potential, with its prepared form for "fused", or for "auto" where that is faster (made at the first call).
 
     Raises:
-        ValueError: for "fused" if there is no prepared form.
-        RuntimeError: for "fused" if the self-check fails.
+        ValueError: for "fused" if there is no prepared form, or if the self-check fails.
     """
     if implementation == "fused":
         return prepare(potential)
@@ -160,7 +158,7 @@ class Prepared:
         """What `potential` predicts; the first system with new elements makes tables for them.
 
         Raises:
-            RuntimeError: if the self-check fails.
+            ValueError: if the self-check fails.
         """
         numbers = system.numbers
         if self._composition is None or not self._composition.describes(system):
@@ -172,7 +170,7 @@ class Prepared:
         """Make tables for these atomic numbers too, and check the result.
 
         Raises:
-            RuntimeError: if the self-check fails.
+            ValueError: if the self-check fails.
         """
         if self._made(potential).tables.cover(list(elements)):
             self._composition = None
@@ -246,7 +244,7 @@ class Prepared:
         )  # fmt: skip
         limit = TOLERANCE[potential.dtype] * max(1.0, check.largest_force)
         if not (check.force <= limit and check.energy <= limit):
-            raise RuntimeError(
+            raise ValueError(
                 f"the fused form of this model failed its self-check on elements {elements}: forces differ by "
                 f"{check.force:.2e} eV/Å and atomic energies by {check.energy:.2e} eV from the plain module "
                 f"(allowed {limit:.1e}); use implementation='blocked' and report the model"

@@ -13,16 +13,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ase.io
 import numpy as np
 import pytest
-from ase.build import molecule
+import torch
+from ase.build import bulk, molecule
 from click.testing import CliRunner
 
 from e2former_calc.cli import main, md_report
+from e2former_calc.cli.md_protocol import BAROSTATS
+from e2former_calc.md.forces import PotentialForces
+from e2former_calc.md.restart import read_restart
 
 from .conftest import Run, saved
 
@@ -225,6 +230,61 @@ def test_a_damaged_restart_file_is_refused(md: Md, done: Path) -> None:
     assert "run.restart is damaged or not a restart file" in result.output
 
 
+def test_a_torn_trajectory_is_refused_and_left_as_it_is(md: Md, done: Path) -> None:
+    Path("run.h5md").write_bytes(Path("run.h5md").read_bytes()[:3000])
+    before = Path("run.restart").read_bytes()
+    result = md("--resume", "--steps", 30)
+    assert result.exit_code == 1
+    assert "run.h5md is truncated" in result.output
+    assert Path("run.h5md").stat().st_size == 3000
+    assert Path("run.restart").read_bytes() == before
+
+
+@pytest.mark.parametrize("prefix", ["/proc/run", "/sys/run"])
+def test_a_folder_of_a_read_only_file_system_is_one_error(md: Md, prefix: str) -> None:
+    result = md("--out", prefix)
+    assert result.exit_code == 1
+    assert [line.startswith("Error: ") for line in result.stderr.splitlines()].count(True) == 1
+    assert "writable" in result.stderr
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """`failing(n)`: from the n-th evaluation of the simulation on the forces are NaN."""
+    evaluate, made = PotentialForces.evaluate, [0]
+
+    def install(first: int) -> None:
+        def spoiled(self: PotentialForces, *arguments: Any, **options: Any) -> Any:
+            result = evaluate(self, *arguments, **options)
+            made[0] += 1
+            return result if made[0] < first else replace(result, forces=result.forces * torch.nan)
+
+        monkeypatch.setattr(PotentialForces, "evaluate", spoiled)
+
+    return install
+
+
+def test_a_model_that_returns_nan_loses_nothing_before(md: Md, failing: Callable[[int], None], whole: Path) -> None:
+    failing(15)
+    result = md("--every", 1)
+    assert result.exit_code == 2
+    stopped = summary()["results"]["replicas"][0]["stopped"]
+    assert stopped["rule"] == "NOT_FINITE"
+    assert "energy, forces or velocities were not finite" in result.stdout
+    frames = ase.io.read("run.h5md", ":")
+    assert [atoms.info["step"] for atoms in frames] == list(range(stopped["last_good_step"] + 1))
+    assert all(np.isfinite(atoms.get_forces()).all() for atoms in frames)
+    expected = positions(whole / "run.h5md")
+    assert all(np.array_equal(frames[5 * index].positions, expected[index]) for index in range(3))
+
+
+def test_a_model_that_returns_nan_at_once_is_an_error(md: Md, failing: Callable[[int], None]) -> None:
+    failing(1)
+    result = md()
+    assert result.exit_code == 1
+    assert "energy or forces of replica 0 are not finite at the start" in result.output
+
+
 def test_a_folder_that_cannot_be_written_is_refused(md: Md, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda _path, mode: not mode & os.W_OK)
     result = md()
@@ -236,13 +296,74 @@ def test_a_stopped_replica_gives_exit_code_two(md: Md) -> None:
     result = md("--max-force", 1e-6)
     assert result.exit_code == 2
     assert "stopped at step 1: a force was larger than 1e-06 eV/Å" in result.stdout
-    assert summary()["results"]["replicas"][0]["stopped"]["rule"] == "FORCE"
+    stopped = summary()["results"]["replicas"][0]["stopped"]
+    assert (stopped["rule"], stopped["step"], stopped["last_good_step"]) == ("FORCE", 1, 0)
     assert "a force was larger" in ase.io.read("run-final.extxyz").info["stopped"]
 
 
 def test_a_long_step_is_warned_of(md: Md) -> None:
     result = md("--timestep-fs", 1.5)
     assert "Warning: a time step of 1.5 fs is too long for 2 light hydrogen atoms" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        (("--thermostat", "qtb"), "QuantumThermalBath"),
+        (("--thermostat", "adqtb"), "AdaptiveQuantumThermalBath"),
+        (("--thermostat", "bussi", "--fix-com"), "Bussi"),
+    ],
+)
+def test_every_thermostat_runs_and_continues(md: Md, folder: Path, arguments: tuple[object, ...], rule: str) -> None:
+    assert md(*arguments, "--steps", 20).exit_code == 0
+    (folder / "whole").mkdir()
+    for path in folder.glob("run*"):
+        path.rename(folder / "whole" / path.name)
+    md(*arguments, "--steps", 13)
+    assert read_restart(folder / "run.restart").facts["integrator"]["class"] == rule
+    assert md(*arguments, "--steps", 20, "--resume").exit_code == 0
+    assert same_run(folder, folder / "whole")
+
+
+def test_the_cell_may_change_its_shape(run: Run, model: Path, salt: Path) -> None:
+    shape = ("--ensemble", "npt", "--barostat", "anisotropic-cell-rescaling")
+    result = run("md", salt, "--model", model, *SHORT, *shape, "--out", "run")
+    assert result.exit_code == 0, result.output
+    first, last = (ase.io.read("run.h5md", index).cell.cellpar() for index in (0, -1))
+    assert np.abs(last[:3] / first[:3] - last[0] / first[0]).max() > 1e-9
+
+
+def test_the_center_of_mass_stays_on_request(md: Md) -> None:
+    for arguments, stays in ((("--fix-com",), True), (("--overwrite",), False)):
+        assert md(*arguments).exit_code == 0
+        centers = [atoms.get_center_of_mass() for atoms in ase.io.read("run.h5md", ":")]
+        assert np.allclose(centers, centers[0], rtol=0, atol=1e-12) == stays
+
+
+def test_without_strictness_a_charge_that_the_model_ignores_is_a_warning(run: Run, water: Path) -> None:
+    command = ("md", water, "--model", "ethanol-rmd17", "--charge", 1, *SHORT, "--steps", 2, "--out", "run")
+    refused = run(*command)
+    assert refused.exit_code == 1
+    result = run(*command, "--no-strict")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("Warning: charge 1 was given, but this model ignores charge") == 1
+
+
+def test_an_active_neighbor_cap_is_warned_of(run: Run, model: Path, folder: Path) -> None:
+    dense = saved(folder / "dense.extxyz", bulk("Cu", cubic=True))
+    command = ("md", dense, "--model", model, *SHORT, "--steps", 1, "--out", "run")
+    warned = "the official neighbour selection drops pairs within the cutoff for 4 of 4 atoms"
+    assert warned in run(*command).stderr
+    assert "neighbour selection" not in run(*command, "--overwrite", "--neighbor-cap", "none").stderr
+
+
+def test_help_lists_options_under_headings(run: Run) -> None:
+    text = run("md", "--help").output
+    headings = ("What is simulated:", "When a replica is stopped:", "Output:", "Run:", "Model:", "Other options:")
+    places = [text.index(f"\n{heading}\n") for heading in headings]
+    assert places == sorted(places)
+    assert places[1] < text.index("--stop-rule") < places[2]
+    assert "STRUCTURE" not in text[places[-1] :]
 
 
 def test_a_terminal_gets_a_bar(md: Md, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +404,32 @@ def test_a_run_killed_at_a_random_moment_continues_bit_for_bit(
     assert result.exit_code == 0, result.output
     assert 0 < summary()["results"]["steps_of_this_call"] < LONG
     assert same_run(folder, whole)
+
+
+@pytest.mark.physics
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--ensemble", "nve"),
+        *(("--thermostat", name) for name in ("bussi", "nose-hoover", "qtb", "adqtb")),
+        *(("--ensemble", "npt", "--barostat", name) for name in BAROSTATS),
+    ],
+    ids=lambda options: options[-1],
+)
+def test_every_integrator_survives_a_kill_at_a_random_moment(
+    run: Run, model: Path, water: Path, salt: Path, folder: Path, options: tuple[str, ...]
+) -> None:
+    structure = salt if "npt" in options else water
+    process = start(folder, structure, model, *options)
+    time.sleep(random.uniform(0.0, 1.0))
+    process.kill()
+    process.communicate()
+    (folder / "whole").mkdir()
+    command = ("md", structure, "--model", model, *SHORT, "--steps", LONG, *options, "--out")
+    assert run(*command, "whole/run").exit_code == 0
+    assert run(*command, "run", "--resume").exit_code == 0
+    assert 0 < summary()["results"]["steps_of_this_call"] < LONG
+    assert same_run(folder, folder / "whole")
 
 
 @pytest.mark.physics

@@ -12,17 +12,21 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from ase.constraints import FixCom
 
 from e2former_calc import E2FormerCalculator
 from e2former_calc.cli.md_protocol import DomainWatch, Protocol, doubts
 from e2former_calc.md.integrators import (
+    AdaptiveQuantumThermalBath,
     Bussi,
     Langevin,
     MonteCarloBarostat,
     NoseHooverChain,
+    QuantumThermalBath,
     StochasticCellRescaling,
     VelocityVerlet,
 )
+from e2former_calc.md.integrators.anisotropic_cell_rescaling import AnisotropicCellRescaling
 from e2former_calc.md.schedules import LinearRamp
 from e2former_calc.md.simulation import Simulation
 
@@ -34,7 +38,8 @@ def protocol(**changes: Any) -> Protocol:
     defaults: dict[str, Any] = {
         "ensemble": "nvt", "thermostat": None, "barostat": None, "temperature": 300.0, "final_temperature": None,
         "pressure_bar": 1.0, "timestep_fs": 0.5, "friction_per_ps": 1.0, "relaxation_time_fs": 100.0,
-        "pressure_relaxation_time_fs": 1000.0, "compressibility_per_bar": 4.5e-5, "steps": 100, "time_ps": None,
+        "pressure_relaxation_time_fs": 1000.0, "compressibility_per_bar": 4.5e-5, "fix_com": False, "steps": 100,
+        "time_ps": None,
     }  # fmt: skip
     return Protocol(**(defaults | changes))
 
@@ -50,6 +55,14 @@ def protocol(**changes: Any) -> Protocol:
         ({"ensemble": "npt"}, False, MonteCarloBarostat(Langevin(0.5, 300.0, 1.0), 1.0)),
         ({"ensemble": "npt", "thermostat": "bussi"}, True, MonteCarloBarostat(Bussi(0.5, 300.0, 100.0), 1.0)),
         ({"ensemble": "npt", "barostat": "monte-carlo"}, True, MonteCarloBarostat(Langevin(0.5, 300.0, 1.0), 1.0)),
+        ({"thermostat": "qtb", "friction_per_ps": 9.0}, True, QuantumThermalBath(0.5, 300.0, 9.0)),
+        ({"thermostat": "adqtb", "friction_per_ps": None}, True, AdaptiveQuantumThermalBath(0.5, 300.0, 20.0)),
+        ({"friction_per_ps": None}, True, Langevin(0.5, 300.0, 1.0)),
+        (
+            {"ensemble": "npt", "barostat": "anisotropic-cell-rescaling", "pressure_bar": 5.0},
+            True,
+            AnisotropicCellRescaling(0.5, 300.0, 5.0),
+        ),
         ({"final_temperature": 100.0}, True, Langevin(0.5, LinearRamp(300.0, 100.0, 100), 1.0)),
     ],
 )
@@ -63,6 +76,11 @@ def test_options_choose_the_integrator(options: dict[str, Any], has_stress: bool
         ({"ensemble": "nve", "thermostat": "bussi"}, "need --ensemble nvt or npt, not nve"),
         ({"barostat": "monte-carlo"}, "--barostat needs --ensemble npt, not nvt"),
         ({"ensemble": "npt", "barostat": "cell-rescaling", "thermostat": "bussi"}, "use --barostat monte-carlo"),
+        ({"ensemble": "npt", "thermostat": "qtb"}, "--thermostat qtb samples no classical ensemble"),
+        (
+            {"ensemble": "npt", "barostat": "anisotropic-cell-rescaling", "thermostat": "bussi"},
+            "--barostat anisotropic-cell-rescaling works with --thermostat langevin, not bussi",
+        ),
         ({"time_ps": 1.0}, "one of them"),
         ({"steps": None, "time_ps": -1.0}, "--time-ps must be 0 or more and finite, got -1.0"),
         ({"timestep_fs": 0.0}, "--timestep-fs must be positive and finite, got 0.0"),
@@ -73,9 +91,10 @@ def test_contradictions_are_refused(options: dict[str, Any], message: str) -> No
         protocol(**options)
 
 
-def test_cell_rescaling_needs_a_stress() -> None:
+@pytest.mark.parametrize("barostat", ["cell-rescaling", "anisotropic-cell-rescaling"])
+def test_cell_rescaling_needs_a_stress(barostat: str) -> None:
     with pytest.raises(ValueError, match="use --forces gradient or --barostat monte-carlo"):
-        protocol(ensemble="npt", barostat="cell-rescaling").integrator(has_stress=False)
+        protocol(ensemble="npt", barostat=barostat).integrator(has_stress=False)
 
 
 def said(options: Protocol, *, conservative: bool = True, atoms: Atoms = WATER) -> str:
@@ -89,8 +108,17 @@ def test_usual_choices_raise_no_doubt() -> None:
     assert said(protocol(ensemble="nve", timestep_fs=1.0)) == ""
 
 
-def test_strong_friction_is_doubtful() -> None:
-    assert "a friction of 50/ps (above 20/ps) rules the motion" in said(protocol(friction_per_ps=50.0))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"thermostat": "qtb"}, {"ensemble": "npt"}]
+    + [{"ensemble": "npt", "barostat": name} for name in ("monte-carlo", "anisotropic-cell-rescaling")],
+)
+def test_strong_friction_is_doubtful(options: dict[str, Any]) -> None:
+    assert "a friction of 50/ps (above 20/ps) rules the motion" in said(protocol(friction_per_ps=50.0, **options))
+    assert said(protocol(friction_per_ps=20.0, **options)) == ""
+
+
+def test_thermostats_without_friction_are_not_doubted() -> None:
     assert said(protocol(friction_per_ps=50.0, thermostat="bussi")) == ""
 
 
@@ -152,6 +180,14 @@ def test_the_start_is_judged_elsewhere() -> None:
     watch = DomainWatch(Judge())
     watch(Simulated(0))
     assert watch.warned == []
+
+
+def test_the_center_of_mass_is_fixed_on_request_only_and_once() -> None:
+    assert not protocol().constrained(WATER).constraints
+    fixed = protocol(fix_com=True).constrained(WATER)
+    assert [type(constraint) for constraint in fixed.constraints] == [FixCom]
+    assert len(protocol(fix_com=True).constrained(fixed).constraints) == 1
+    assert not WATER.constraints
 
 
 def test_a_ramp_lasts_as_long_as_the_run() -> None:

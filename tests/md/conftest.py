@@ -93,7 +93,10 @@ def _per_atom(values: Tensor, edges: NeighborList) -> Tensor:
 
 @dataclass(frozen=True)
 class Failing(Analytic):
-    """Wraps a potential: from call `after` on the replica `row` gets NaN (or `value`) as forces."""
+    """Wraps a potential: after `after` calls the replica `row` gets NaN (or `value`) as forces, until it is left out.
+
+    `calls` holds the number of structures of every call.
+    """
 
     inner: Analytic = Free()
     row: int = 0
@@ -105,8 +108,8 @@ class Failing(Analytic):
         self, system: System, *, properties: frozenset[Property], neighbors: NeighborList | None = None
     ) -> Prediction:
         result = self.inner(system, properties=properties, neighbors=neighbors)  # type: ignore[operator]
-        self.calls[0].append(1)
-        if len(self.calls[0]) <= self.after:
+        self.calls[0].append(system.n_structures)
+        if len(self.calls[0]) <= self.after or system.n_structures < self.calls[0][0]:
             return result
         return replace(result, forces=torch.where((system.batch == self.row)[:, None], self.value, result.forces))
 

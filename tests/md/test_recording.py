@@ -17,7 +17,17 @@ from ase import Atoms
 from ase.build import bulk
 
 from e2former_calc.md.h5md import H5MDError
-from e2former_calc.md.integrators import Bussi, Langevin, MonteCarloBarostat, StochasticCellRescaling
+from e2former_calc.md.integrators import (
+    AdaptiveQuantumThermalBath,
+    Bussi,
+    Langevin,
+    MonteCarloBarostat,
+    NoseHooverChain,
+    QuantumThermalBath,
+    StochasticCellRescaling,
+    VelocityVerlet,
+)
+from e2former_calc.md.integrators.anisotropic_cell_rescaling import AnisotropicCellRescaling
 from e2former_calc.md.recording import Recording, RecordingFiles
 from e2former_calc.md.restart import RestartError
 from e2former_calc.md.simulation import Observer, Simulation, SimulationOptions
@@ -110,7 +120,16 @@ def test_other_formats_continue_too(build: Build, tmp_path: Path, suffix: str) -
 
 @pytest.mark.parametrize(
     "integrator",
-    [Bussi(2.0, 60.0), StochasticCellRescaling(2.0, 60.0, 1.0), MonteCarloBarostat(LANGEVIN, 1.0, every=7)],
+    [
+        VelocityVerlet(2.0),
+        Bussi(2.0, 60.0),
+        NoseHooverChain(2.0, 60.0),
+        QuantumThermalBath(2.0, 60.0, 5.0, segment_steps=64),
+        AdaptiveQuantumThermalBath(2.0, 60.0, 5.0, segment_steps=64),
+        StochasticCellRescaling(2.0, 60.0, 1.0),
+        AnisotropicCellRescaling(2.0, 60.0, 1.0),
+        MonteCarloBarostat(LANGEVIN, 1.0, every=7),
+    ],
     ids=lambda integrator: type(integrator).__name__,
 )
 def test_every_ensemble_continues(build: Build, tmp_path: Path, integrator: Any) -> None:
@@ -227,6 +246,12 @@ def test_a_full_disk_names_the_restart_file(build: Build, tmp_path: Path, monkey
     assert caught.value.filename == str(files.restart)
     assert files.restart is not None
     assert files.restart.read_bytes() == before
+
+
+def test_a_folder_that_is_not_there_names_the_restart_file(build: Build, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"no such file or directory.*: make space or choose a writable folder") as caught:
+        Recording(build(), RecordingFiles(restart=tmp_path / "absent" / "run.restart"))
+    assert "the one before stays" not in str(caught.value)
 
 
 def test_a_stopped_replica_ends_its_trajectory(build: Build, potentials: Any, tmp_path: Path) -> None:

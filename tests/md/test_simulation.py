@@ -212,8 +212,29 @@ def test_bad_input_is_refused(potentials: Any, atoms: list[Atoms], options: dict
 def test_unknown_elements_are_refused(tiny: EnergyPotential) -> None:
     water = molecule("H2O")
     water.info.update(charge=0, spin=1)
-    with pytest.raises(ValueError, match=r"replica 1: atomic numbers \[118\] are not covered"):
+    with pytest.raises(ValueError, match=r"replica 1: elements Og are not covered by this model; it knows H He"):
         Simulation([water, Atoms("Og")], tiny, VelocityVerlet(1.0), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("atoms", "message"),
+    [
+        (Atoms("Ar2", [[0, 0, 0], [0, 0, 4]]), "elements Ar are not covered by this model; it knows H He"),
+        (molecule("H2", info={"charge": 1}), "charge 1 was given, but this model ignores charge"),
+        (molecule("H2", info={"spin": 2}), "spin multiplicity 2 was given, but this model ignores spin"),
+    ],
+)
+def test_without_strictness_refusals_become_one_warning(potentials: Any, atoms: Atoms, message: str) -> None:
+    small = potentials.LennardJones(elements=frozenset({1, 2}))
+    with pytest.raises(ValueError, match=message):
+        Simulation([atoms] * 3, small, VelocityVerlet(1.0), seed=1)
+    with pytest.warns(UserWarning, match=message) as warned:
+        simulation = Simulation(
+            [atoms] * 3, small, VelocityVerlet(1.0), seed=1, options=SimulationOptions(strict=False)
+        )
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert simulation.run(2) == 2
 
 
 def test_wrong_number_of_temperatures_is_refused(potentials: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -76,6 +77,31 @@ def test_kinetic_energy_is_canonical_closely(potentials: Any, argon: Atoms) -> N
     mean, variance = kinetic_moments(potentials, argon, 8, 4000)
     assert mean == pytest.approx(1.0, abs=0.01)
     assert variance == pytest.approx(1.0, abs=0.12)
+
+
+@pytest.mark.parametrize("chain_length", [1, 2, 3, 5])
+def test_tensors_and_numbers_give_the_same_chain(chain_length: int) -> None:
+    integrator = NoseHooverChain(2.0, 300.0, 20.0, chain_length=chain_length, order=7, substeps=2)
+    generator = torch.Generator().manual_seed(1)
+    x, v = (0.05 * torch.randn(4, chain_length, dtype=torch.float64, generator=generator) for _ in "xv")
+    drive, number = torch.linspace(1e-3, 5e-3, 4, dtype=torch.float64), torch.tensor([3.0, 6.0, 90.0, 93.0]).double()
+    columns = integrator._advance(list(x.unbind(1)), list(v.unbind(1)), drive, number, torch.exp)
+    for row in range(4):
+        numbers = (x[row].tolist(), v[row].tolist(), float(drive[row]), float(number[row]))
+        positions, velocities, growth = integrator._advance(*numbers, math.exp)
+        assert positions == pytest.approx([float(column[row]) for column in columns[0]], rel=1e-12)
+        assert velocities == pytest.approx([float(column[row]) for column in columns[1]], rel=1e-12)
+        assert growth == pytest.approx(float(columns[2][row]), rel=1e-12)
+
+
+@pytest.mark.parametrize("force", [1e10, 1e200, math.inf])
+def test_a_replica_that_explodes_is_stopped_and_another_goes_on(potentials: Any, argon: Atoms, force: float) -> None:
+    failing = potentials.Failing(inner=potentials.LennardJones(), cutoff=6.5, value=force, calls=([],))
+    simulation = Simulation([argon] * 2, failing, NoseHooverChain(2.0, 50.0, 50.0), seed=1)
+    assert simulation.run(20) == 20
+    assert simulation.stops()[0] is not None
+    assert simulation.stops()[1] is None
+    assert bool(simulation.state.velocities.isfinite().all())
 
 
 @pytest.mark.parametrize(

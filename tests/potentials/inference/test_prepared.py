@@ -167,7 +167,7 @@ def test_missing_numba_is_an_obstacle(build: Build, monkeypatch: pytest.MonkeyPa
 def test_self_check_refuses_a_wrong_form(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepared, "MIN_KNOTS", 12)
     monkeypatch.setattr(prepared, "KNOTS_PER_BASIS_FUNCTION", 1)
-    with pytest.raises(RuntimeError, match=r"failed its self-check on elements \[1\].*use implementation='blocked'"):
+    with pytest.raises(ValueError, match=r"failed its self-check on elements \[1\].*use implementation='blocked'"):
         prepare(build(), elements=[1])
 
 

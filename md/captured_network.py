@@ -1,0 +1,130 @@
+"""Energies, forces and stress of a network as a function of tensors of fixed shape, for `captured_replay`.
+
+The system has one structure of padding with one atom more. Edges of padding join this atom with itself, so that
+energies and derivatives of all other atoms are those of the unpadded system, up to the rounding of matrix products
+of another size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from e2former_calc.potentials.interface import AtomOutput, Edges
+from e2former_calc.potentials.neighbors import NeighborList, squared_length
+from e2former_calc.potentials.padding import Capacity, PaddedGraph, pad_system
+from e2former_calc.potentials.potential import EnergyPotential
+from e2former_calc.potentials.system import System
+
+_SMALLEST_VOLUME = 1e-6
+"""Cells with less (Å^3) have no stress."""
+
+
+def why_not_fixed(potential: Any) -> str | None:
+    """Why a potential cannot be evaluated in arrays of fixed shape; None if it can."""
+    if not isinstance(potential, EnergyPotential):
+        return f"{type(potential).__name__} is no EnergyPotential, so that its network cannot be given padded edges"
+    accepted = inspect.signature(type(potential.model).forward).parameters
+    if "elements" not in accepted:
+        return f"{type(potential.model).__name__} has no keyword `elements`, so that its shapes depend on values"
+    if any(module.training for module in potential.model.modules()):
+        return "the network is in training mode: call .eval() first"
+    return None
+
+
+class FixedShapeNetwork:
+    """A potential without anything that depends on the values of tensors.
+
+    Args:
+        potential: one for which `why_not_fixed` gives None.
+        system: all replicas stacked, on the device of the potential.
+
+    Attributes:
+        padded: the system with its atom of padding.
+    """
+
+    def __init__(self, potential: EnergyPotential, system: System) -> None:
+        self._potential = potential
+        self.padded = pad_system(system, Capacity(system.n_structures + 1, system.n_atoms + 1, ()))
+        self._elements = torch.unique(system.numbers)
+        self._reference = potential.reference[system.numbers]
+        self._batch, self._periodic = system.batch, system.pbc.any(-1)
+
+    def __call__(
+        self,
+        graphs: Sequence[PaddedGraph],
+        positions: Float[Tensor, "padded_atoms 3"],
+        cell: Float[Tensor, "padded_structures 3 3"],
+        *,
+        stress: bool,
+    ) -> tuple[Float[Tensor, " replicas"], Float[Tensor, "atoms 3"], Float[Tensor, "replicas 3 3"]]:
+        """Energy (eV), forces (eV/Å) and stress (eV/Å^3, NaN unless asked for) of the true atoms."""
+        potential, atoms, replicas = self._potential, len(self._batch), len(self._periodic)
+        gradient = potential.force_mode == "gradient"
+        system = replace(self.padded, positions=positions, cell=cell)
+        with torch.set_grad_enabled(gradient), _plain_operations(potential):
+            leaf = positions.detach().requires_grad_(gradient)
+            strain = torch.zeros_like(cell).requires_grad_(True) if stress else None
+            edges = tuple(_edges(graph, leaf, system.batch, strain) for graph in graphs)
+            output: AtomOutput = potential.model(
+                system, edges, head=potential.head, forces=not gradient, elements=self._elements
+            )
+            energies = output.energies.to(torch.float64)
+            leaves = [leaf] if strain is None else [leaf, strain]
+            derivatives = torch.autograd.grad(energies.sum(), leaves) if gradient else ()
+        forces = output.forces if not gradient else -derivatives[0]
+        if forces is None:
+            raise TypeError(f"{type(potential.model).__name__} returned no forces, which molecular dynamics needs")
+        per_atom = energies.detach()[:atoms] + self._reference
+        energy = per_atom.new_zeros(replicas).index_add(0, self._batch, per_atom)
+        tension = torch.full_like(cell, torch.nan)[:replicas]
+        if strain is not None:
+            tension = self._stress(derivatives[1][:replicas], cell[:replicas])
+        return energy, forces.detach()[:atoms].to(torch.float64), tension
+
+    def _stress(self, derivative: Tensor, cell: Tensor) -> Float[Tensor, "replicas 3 3"]:
+        a, b, c = cell.unbind(1)
+        volume = (a * torch.linalg.cross(b, c, dim=-1)).sum(-1).abs()
+        defined = self._periodic & (volume > _SMALLEST_VOLUME)
+        tension = 0.5 * (derivative + derivative.mT) / torch.where(defined, volume, 1.0)[:, None, None]
+        return torch.where(defined[:, None, None], tension, torch.nan)
+
+
+def pad_coordinates(
+    positions: Float[Tensor, "atoms 3"], cell: Float[Tensor, "replicas 3 3"]
+) -> tuple[Float[Tensor, "padded_atoms 3"], Float[Tensor, "padded_structures 3 3"]]:
+    """With one atom at the origin and one structure without a cell more."""
+    return pad(positions, (0, 0, 0, 1)), pad(cell, (0, 0, 0, 0, 0, 1))
+
+
+def _edges(graph: PaddedGraph, positions: Tensor, batch: Tensor, strain: Tensor | None) -> Edges:
+    """Geometry as a differentiable function of positions and strain."""
+    vector = positions[graph.center] - positions[graph.source] - graph.image
+    if strain is not None:
+        vector = vector + (vector[:, None] @ strain[batch[graph.center]])[:, 0]
+    squared = squared_length(vector)
+    # An atom paired with itself has no direction; the square root is kept away from its singular point.
+    same = squared == 0.0
+    distance = torch.where(same, torch.ones_like(squared), squared).sqrt() * ~same
+    shift = torch.zeros_like(vector, dtype=torch.int64)
+    neighbors = NeighborList(graph.center, graph.source, shift, graph.row_ptr, float("inf"))
+    return Edges(neighbors=neighbors, vector=vector, distance=distance)
+
+
+@contextmanager
+def _plain_operations(potential: EnergyPotential) -> Iterator[None]:
+    """Edge operations whose shapes depend on nothing but shapes."""
+    before = potential.model.implementation
+    potential.model.implementation = "reference"
+    try:
+        yield
+    finally:
+        potential.model.implementation = before
