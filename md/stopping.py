@@ -17,7 +17,9 @@ from torch import Tensor
 from e2former_calc.md.bonds import Pairs, bonded_pairs, molecules
 from e2former_calc.md.dynamics import Dynamics
 from e2former_calc.md.forces import one_structure
+from e2former_calc.md.integrators.adaptive_quantum_thermal_bath import AdaptiveQuantumThermalBath
 from e2former_calc.md.integrators.interface import Integrator
+from e2former_calc.md.integrators.quantum_thermal_bath import QuantumThermalBath
 from e2former_calc.md.state import State
 from e2former_calc.potentials.neighbors import squared_length
 from e2former_calc.potentials.system import System
@@ -97,6 +99,9 @@ class Watch:
         system: the structures of the start, which say what is bonded.
         integrator: its step and target temperature.
         dynamics: which atoms are fixed.
+
+    Raises:
+        ValueError: for a temperature window with a quantum thermal bath.
     """
 
     def __init__(self, rules: StoppingRules, system: System, integrator: Integrator, dynamics: Dynamics) -> None:
@@ -107,6 +112,11 @@ class Watch:
         self._squared_bound = torch.where(fixed, torch.inf, torch.full_like(dynamics.masses[:, 0], bound**2))
         self._window = max(1, round(rules.window_fs / integrator.timestep_fs))
         self._limits = rules.temperature_window if integrator.target_temperature is not None else None
+        if self._limits is not None and isinstance(integrator, QuantumThermalBath | AdaptiveQuantumThermalBath):
+            raise ValueError(
+                f"`temperature_window` {self._limits} has no meaning with {type(integrator).__name__}, whose kinetic "
+                "temperature contains the zero-point energy: leave it out"
+            )
         self._bonds: Pairs | None = bonded_pairs(system) if rules.look_at_geometry else None
         self.last_good: State | None = None
 

@@ -41,6 +41,7 @@ class Features(NamedTuple):
 
 @inline
 def scratch_memory(first: int, last: int, edges: Edges, heads: int, table: Array) -> tuple[Array, Array]:
+    """Memory for the longest row of edges of these centers, and memory per head."""
     longest = 1
     for i in range(first, last):
         longest = max(longest, edges.row_ptr[i + 1] - edges.row_ptr[i])

@@ -16,10 +16,13 @@ from ase.constraints import FixAtoms, FixCom
 
 from e2former_calc.md import restart as restart_module
 from e2former_calc.md.integrators import (
+    AdaptiveQuantumThermalBath,
+    AnisotropicCellRescaling,
     Bussi,
     Langevin,
     MonteCarloBarostat,
     NoseHooverChain,
+    QuantumThermalBath,
     StochasticCellRescaling,
     VelocityVerlet,
 )
@@ -40,6 +43,9 @@ INTEGRATORS = [
     StochasticCellRescaling(2.0, 60.0, 100.0, friction_per_ps=5.0, pressure_relaxation_time_fs=200.0),
     MonteCarloBarostat(LANGEVIN, 100.0, every=7, max_log_volume_change=0.03),
     MonteCarloBarostat(NoseHooverChain(2.0, 60.0), LinearRamp(1.0, 200.0, 600), every=7),
+    AnisotropicCellRescaling(2.0, 60.0, 100.0, friction_per_ps=5.0, pressure_relaxation_time_fs=200.0),
+    QuantumThermalBath(2.0, 60.0, 20.0, segment_steps=64),
+    AdaptiveQuantumThermalBath(2.0, 60.0, 20.0, segment_steps=64),
 ]
 
 

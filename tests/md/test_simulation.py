@@ -12,10 +12,13 @@ from ase import Atoms
 from ase.build import molecule
 
 from e2former_calc.md.integrators import (
+    AdaptiveQuantumThermalBath,
+    AnisotropicCellRescaling,
     Bussi,
     Langevin,
     MonteCarloBarostat,
     NoseHooverChain,
+    QuantumThermalBath,
     StochasticCellRescaling,
     VelocityVerlet,
 )
@@ -32,6 +35,9 @@ INTEGRATORS = [
     NoseHooverChain(2.0, 60.0, 50.0),
     StochasticCellRescaling(2.0, 60.0, 100.0, friction_per_ps=5.0, pressure_relaxation_time_fs=200.0),
     MonteCarloBarostat(Langevin(2.0, 60.0, 5.0), 100.0, every=3, max_log_volume_change=0.03),
+    AnisotropicCellRescaling(2.0, 60.0, 100.0, friction_per_ps=5.0, pressure_relaxation_time_fs=200.0),
+    QuantumThermalBath(2.0, 60.0, 20.0, segment_steps=64),
+    AdaptiveQuantumThermalBath(2.0, 60.0, 20.0, segment_steps=64),
 ]
 by_name = pytest.mark.parametrize("integrator", INTEGRATORS, ids=lambda i: type(i).__name__)
 

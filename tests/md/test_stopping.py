@@ -9,7 +9,14 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 
-from e2former_calc.md.integrators import Bussi, Langevin, MonteCarloBarostat, NoseHooverChain, VelocityVerlet
+from e2former_calc.md.integrators import (
+    Bussi,
+    Langevin,
+    MonteCarloBarostat,
+    NoseHooverChain,
+    QuantumThermalBath,
+    VelocityVerlet,
+)
 from e2former_calc.md.simulation import Observer, Simulation, SimulationOptions
 from e2former_calc.md.stopping import StoppingRules, StopReason
 
@@ -169,3 +176,11 @@ def test_barostat_leaves_stopped_replicas_alone(potentials: Any, argon: Atoms) -
 def test_bad_rules_are_refused(rules: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StoppingRules(**rules)
+
+
+def test_temperature_window_is_refused_for_quantum_baths(potentials: Any, cluster: Atoms) -> None:
+    with pytest.raises(ValueError, match="no meaning with QuantumThermalBath.*zero-point energy: leave it out"):
+        Simulation(
+            cluster, potentials.LennardJones(), QuantumThermalBath(1.0, 50.0, 20.0), seed=1,
+            options=with_rules(temperature_window=(0.1, 5.0)),
+        )  # fmt: skip

@@ -35,7 +35,9 @@ def edge_embedding(functions: TabulatedFunctions, harmonics: Tensor, index: Edge
         "enable_fp_fusion": True,
     }
     tensors = (table.values, functions.pair, functions.distance, harmonics)
-    features: Tensor = _EdgeEmbedding.apply(*(t.contiguous() for t in tensors), index, options)  # type: ignore[no-untyped-call]
+    contiguous = [tensor.contiguous() for tensor in tensors]
+    with torch.cuda.device_of(harmonics):  # kernels start on the current device
+        features: Tensor = _EdgeEmbedding.apply(*contiguous, index, options)  # type: ignore[no-untyped-call]
     return features
 
 

@@ -45,7 +45,8 @@ def fused_attention(
     options |= {"ORDER": order, "NORMALIZATION": normalization, "ABSENT": edges.absent_outside}
     tensors = (query, key, value, radial, distance, edges.envelope, direction)
     contiguous = [tensor.contiguous() for tensor in tensors]
-    moment: Tensor = _FusedAttention.apply(*contiguous, pair.contiguous(), index, options)  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(query):  # kernels start on the current device
+        moment: Tensor = _FusedAttention.apply(*contiguous, pair.contiguous(), index, options)  # type: ignore[no-untyped-call]
     return moment
 
 

@@ -24,7 +24,8 @@ COMMON = {"num_warps": 1, "enable_fp_fusion": True}
 def edge_vectors(positions: Tensor, strain: Tensor, image: Tensor, structures: Structures, index: EdgeIndex) -> Tensor:
     """Same result as the reference; differentiable once."""
     tensors = [tensor.contiguous() for tensor in (positions, strain, image)]
-    vector: Tensor = _EdgeVectors.apply(*tensors, structures, index)  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(positions):  # kernels start on the current device
+        vector: Tensor = _EdgeVectors.apply(*tensors, structures, index)  # type: ignore[no-untyped-call]
     return vector
 
 

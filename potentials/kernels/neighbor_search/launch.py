@@ -45,8 +45,9 @@ def neighbor_search(positions: Tensor, plan: SearchPlan, capacity: int) -> Found
         "num_warps": 1,
         "enable_fp_fusion": True,
     }
-    kernels.search_kernel[(n_atoms,)](**arguments, WRITE=False)
-    torch.cumsum(counts, dim=0, out=row_ptr[1:])
+    with torch.cuda.device_of(positions):  # kernels start on the current device
+        kernels.search_kernel[(n_atoms,)](**arguments, WRITE=False)
+        torch.cumsum(counts, dim=0, out=row_ptr[1:])
+        kernels.search_kernel[(n_atoms,)](**arguments, WRITE=True)
     missing = (row_ptr[-1] - capacity).clamp(min=0)
-    kernels.search_kernel[(n_atoms,)](**arguments, WRITE=True)
     return FoundEdges(center, source, shift, row_ptr.clamp(max=capacity), missing)

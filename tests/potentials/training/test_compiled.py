@@ -123,6 +123,18 @@ def test_traced_steps_of_the_original_e2former_equal_plain_ones(original_potenti
         assert_equals_plain(compiled, batches, indices)
 
 
+@pytest.mark.compiler
+@pytest.mark.skipif(not compiler_available(torch.device("cpu")), reason="there is no C++ compiler")
+@pytest.mark.parametrize(
+    "changes", [{"encoder": "dit"}, {"orders": ("all",), "score": "dot_alpha", "lmax": 2, "channels": 8}]
+)
+def test_compiled_steps_of_the_original_e2former_equal_plain_ones(original_potential, mixed, changes):
+    batches = Batches(mixed, CUTOFF)
+    compiled = compiled_loss(original_potential(**changes), batches, backend="inductor")
+    for indices in ([12, 0, 1], [13]):
+        assert_equals_plain(compiled, batches, indices)
+
+
 def test_clusters_cannot_be_compiled_and_are_trained_plainly(original_potential, dataset, monkeypatch):
     monkeypatch.setattr("e2former_calc.potentials.training.trainer.compiler_available", lambda _: True)
     settings = TrainingSettings(batch_size=2, steps=COMPILE_FROM_STEPS)
