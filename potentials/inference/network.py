@@ -66,7 +66,7 @@ class Network:
     ) -> NetworkResult:  # fmt: skip
         """Energies and, if asked for, forces and dE/dstrain; `condition` is added to l = 0 before each attention."""
         n_atoms = len(structure.positions)
-        space = self._space(n_atoms)
+        space = self._space(n_atoms, differentiable=forces)
         edges = space.edge_memory(len(pairs.source))
         grid = self.grid
         count = geometry.select_edges(pairs, structure, grid, edges)
@@ -84,12 +84,17 @@ class Network:
         geometry.strain_gradient(edges, structure, d_vector, strain.numpy())
         return NetworkResult(energies, descriptors, result, strain)
 
-    def _space(self, n_atoms: int) -> Workspace:
-        if self._workspace is None or self._workspace.n_atoms != n_atoms:
+    def _space(self, n_atoms: int, *, differentiable: bool) -> Workspace:
+        space = self._workspace
+        if space is None or space.n_atoms != n_atoms or (differentiable and not space.differentiable):
+            self._workspace = None
             products = [sum((2 * degree + 1) * n for degree, n in enumerate(layer.paths)) for layer in self.layers]
             n_products = max(products) * self.config.channels
-            self._workspace = Workspace(self.config, n_atoms, self.dtype, n_products=n_products)
-        return self._workspace
+            space = Workspace(
+                self.config, n_atoms, self.dtype, n_products=n_products, differentiable=differentiable
+            )  # fmt: skip
+            self._workspace = space
+        return space
 
 
 class _Run:
@@ -256,9 +261,9 @@ class _Run:
             self._linear_maps(layer, memory)
         self._call(
             node_kernels.invariants_backward, memory.maps.array, self.degree, scratch.invariants.numpy(),
-            scratch.d_value, scratch.d_maps.array,
+            scratch.d_value,
         )  # fmt: skip
-        _apply_transposed(scratch.d_maps.degrees, layer.maps, scratch.d_h.degrees)
+        _apply_transposed(memory.maps.degrees, layer.maps, scratch.d_h.degrees)
         self._call(
             node_kernels.normalize_backward, memory.x.array, layer.norm_1, memory.scale_1, scratch.d_h.array,
             scratch.d_x.array,

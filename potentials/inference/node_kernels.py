@@ -110,22 +110,21 @@ def invariants(first: int, last: int, maps: Array, degree: Array, result: Array,
 
 
 @kernel
-def invariants_backward(
-    first: int, last: int, maps: Array, degree: Array, d_result: Array, d_value: Array, d_maps: Array
-) -> None:
-    """Derivative of `invariants` by the maps."""
+def invariants_backward(first: int, last: int, maps: Array, degree: Array, d_result: Array, d_value: Array) -> None:
+    """Derivative of `invariants` by the maps, written over them."""
     n_rows, half = maps.shape[0], d_result.shape[2] // (degree[-1] + 1)
     channels = d_value.shape[2]
     for i in range(first, last):
         for row in range(n_rows):
-            own, target, start = maps[row, i], d_maps[row, i], degree[row] * half
+            own, start = maps[row, i], degree[row] * half
             for which in range(2):
                 upstream, offset = d_result[which, i], 2 * half * which
                 for c in range(half):
-                    target[offset + c] = upstream[start + c] * own[offset + half + c]
-                    target[offset + half + c] = upstream[start + c] * own[offset + c]
+                    one, other = own[offset + c], own[offset + half + c]
+                    own[offset + c] = upstream[start + c] * other
+                    own[offset + half + c] = upstream[start + c] * one
             for c in range(channels):
-                target[4 * half + c] = d_value[i, row, c]
+                own[4 * half + c] = d_value[i, row, c]
 
 
 @kernel

@@ -51,7 +51,6 @@ class Scratch:
     h: Rows
     d_h: Rows
     d_x: Rows
-    d_maps: Rows
     invariants: Tensor
     activated: Tensor
     d_query_key: Tensor
@@ -69,13 +68,36 @@ class Workspace:
         n_atoms: number of atoms in all structures.
         dtype: arithmetic of the network.
         n_products: rows of the convolution times its channels, per atom.
+        differentiable: keep what derivatives need; otherwise layers use two memories in turn.
 
     Attributes:
         keeps_maps: whether each layer has its own `maps`, or all share one memory.
+
+    Raises:
+        MemoryError: if the memory cannot be had, with an estimate.
     """
 
-    def __init__(self, config: E2FormerV2Config, n_atoms: int, dtype: torch.dtype, *, n_products: int) -> None:
-        self.n_atoms, self.dtype, self.config = n_atoms, dtype, config
+    def __init__(
+        self, config: E2FormerV2Config, n_atoms: int, dtype: torch.dtype, *, n_products: int, differentiable: bool
+    ) -> None:
+        self.n_atoms, self.dtype, self.config, self.differentiable = n_atoms, dtype, config, differentiable
+        try:
+            self._allocate(config, n_atoms, dtype, n_products)
+        except RuntimeError as error:
+            needed = self._numbers_per_atom(config, n_products) * n_atoms * dtype.itemsize / 2**30
+            raise MemoryError(
+                f"{n_atoms} atoms need about {needed:.1f} GiB for this model, which this machine does not give: "
+                "evaluate fewer atoms or replicas at once, or use a machine with more memory"
+            ) from error
+
+    def _numbers_per_atom(self, config: E2FormerV2Config, n_products: int) -> int:
+        n_rows, n_scalars, channels = (config.lmax + 1) ** 2, config.num_heads * config.head_width, config.channels
+        layer = 4 * n_rows * channels + 3 * n_scalars + (config.lmax + 1) * channels
+        maps = n_rows * (2 * n_scalars + channels)
+        layers = len(config.orders) if self.differentiable else min(2, len(config.orders))
+        return layers * layer + maps + n_products + 8 * n_rows * channels + (config.lmax + 5) * n_scalars
+
+    def _allocate(self, config: E2FormerV2Config, n_atoms: int, dtype: torch.dtype, n_products: int) -> None:
         lmax, channels = config.lmax, config.channels
         n_rows, n_scalars = (lmax + 1) ** 2, config.num_heads * config.head_width
         half = n_scalars // 2
@@ -88,20 +110,23 @@ class Workspace:
 
         n_maps = 4 * half + channels
         shared_maps = rows(n_maps)
-        self.keeps_maps = len(config.orders) * shared_maps.tensor.nbytes <= KEPT_BYTES
-        self.layers = [
-            LayerMemory(
+        kept = len(config.orders) * shared_maps.tensor.nbytes <= KEPT_BYTES
+        self.keeps_maps = kept and self.differentiable
+
+        def layer() -> LayerMemory:
+            return LayerMemory(
                 x=rows(channels), scale_1=empty(n_atoms).numpy(),
                 maps=rows(n_maps) if self.keeps_maps else shared_maps, hidden=empty(2, n_atoms, half),
                 query_key=empty(2, n_atoms, n_scalars), value=empty(n_atoms, n_rows, channels).numpy(),
                 x_middle=rows(channels), scale_2=empty(n_atoms).numpy(), f=rows(channels),
                 gates=empty(n_atoms, (lmax + 1) * channels),
-            )
-            for _ in config.orders
-        ]  # fmt: skip
+            )  # fmt: skip
+
+        n_layers = len(config.orders)
+        memories = [layer() for _ in range(n_layers if self.differentiable else min(2, n_layers))]
+        self.layers = [memories[k % len(memories)] for k in range(n_layers)]
         self.scratch = Scratch(
             h=rows(channels), d_h=rows(channels), d_x=rows(channels),
-            d_maps=shared_maps if self.keeps_maps else rows(n_maps),
             invariants=empty(2, n_atoms, (lmax + 1) * half), activated=empty(2, n_atoms, half),
             d_query_key=empty(2, n_atoms, n_scalars), d_value=empty(n_atoms, n_rows, channels).numpy(),
             convolved=empty(n_atoms * n_products), moment=empty(n_atoms * 3 * n_rows * channels).numpy(),

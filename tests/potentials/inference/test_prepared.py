@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from e2former_calc.checkpoint import load_potential
-from e2former_calc.potentials.inference import obstacles, prepare, prepared
+from e2former_calc.potentials.inference import obstacles, prepare, prepared, workspace
 from e2former_calc.potentials.neighbors import neighbor_list
 from e2former_calc.potentials.potential import EnergyPotential
 from e2former_calc.potentials.system import Prediction, System
@@ -113,6 +113,32 @@ def test_energy_alone_equals_energy_with_forces(build: Build, cluster: System) -
     alone = potential(cluster, properties=frozenset({"energy"}))
     assert alone.forces is None
     assert torch.equal(alone.energy, potential(cluster).energy)
+
+
+def test_energy_first_and_forces_later(build: Build, cluster: System) -> None:
+    potential = prepare(build(num_layers=3, orders=("first",) * 3))
+    alone = potential(cluster, properties=frozenset({"energy"}))
+    expected = build(num_layers=3, orders=("first",) * 3)(cluster)
+    assert torch.equal(alone.energy, potential(cluster).energy)
+    torch.testing.assert_close(alone.energy, expected.energy, rtol=0.0, atol=1e-5)
+
+
+def test_maps_computed_again_change_no_bit(build: Build, cluster: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = prepare(build())(cluster)
+    monkeypatch.setattr(workspace, "KEPT_BYTES", 0)
+    assert torch.equal(prepare(build())(cluster).forces, kept.forces)
+
+
+def test_too_little_memory_says_how_much_is_needed(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    potential = prepare(build(), elements=[1])
+
+    def refuse(*shape: int, **options: object) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("e2former_calc.potentials.inference.workspace.torch.empty", refuse)
+    system = System.single(torch.arange(30.0).reshape(10, 3).numpy(), [1] * 10)
+    with pytest.raises(MemoryError, match=r"10 atoms need about 0\.0 GiB.*fewer atoms or replicas at once"):
+        potential(system)
 
 
 def test_new_elements_extend_the_tables(build: Build, cluster: System) -> None:
