@@ -18,6 +18,7 @@ from e2former_calc.cli.models import native_card
 from e2former_calc.cli.options import model_config_option, run_options, variant_option, weights_option
 from e2former_calc.cli.summary import json_ready, versions
 from e2former_calc.potentials.applicability import FOREIGN, UNUSUAL
+from e2former_calc.potentials.inference import reasons_against
 
 LINE_WIDTH = 100
 """Longest line of a printed card, in characters."""
@@ -122,6 +123,7 @@ def _echo_model(loaded: LoadedModel, content: dict[str, Any]) -> None:
         ("formulas", ", ".join(card.compositions) + " only" if card.compositions else "any"),
         *_head_rows(card, content["element_symbols_by_head"]),
         ("forces", FORCE_SOURCES[card.forces]),
+        ("on the CPU", _execution_text(loaded)),
         ("training domain", _domain_text(loaded)),
         ("inputs", "positions, elements, cell" + "".join(f", {name}" for name in uses)),
         ("ignored", ", ".join(name for name in ("charge", "spin") if name not in uses) or "nothing"),
@@ -142,6 +144,11 @@ def _echo_model(loaded: LoadedModel, content: dict[str, Any]) -> None:
             value, max(LINE_WIDTH - width - 2, 20), break_long_words=False, break_on_hyphens=False
         ) or [""]
         click.echo(f"{label:<{width}}  " + f"\n{'':{width}}  ".join(lines))
+
+
+def _execution_text(loaded: LoadedModel) -> str:
+    reasons = reasons_against(loaded.model)
+    return "fused kernels" if not reasons else f"plain torch: {'; '.join(reasons)}"
 
 
 def _domain_text(loaded: LoadedModel) -> str:

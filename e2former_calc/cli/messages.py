@@ -84,7 +84,8 @@ def announce(calculator: E2FormerCalculator, *, model: str, size: str) -> None:
 
     potential = calculator.potential
     dtype = str(potential.dtype).removeprefix("torch.")
-    notice(f"device {potential.device}, {dtype}, {size}, model {model}, licence {licence(model)}")
+    kernels = "fused kernels" if getattr(potential, "prepared", None) is not None else "plain torch"
+    notice(f"device {potential.device}, {dtype}, {kernels}, {size}, model {model}, licence {licence(model)}")
 
 
 def plural(count: int, noun: str) -> str:

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import click
 import yaml
@@ -33,8 +33,10 @@ class ModelOptions:
     Attributes:
         model: path or bundled name; None means the default model.
         model_config: official YAML of the model.
-        out: prefix of the output files, or None.
+        out: prefix of the output files or their folder, or None.
         seed: of random numbers, where a command draws any.
+        implementation: how the network is evaluated: auto, fused, blocked or reference.
+        clusters: of an original E2Former with fragments, read from a file.
     """
 
     model: str | None
@@ -51,6 +53,8 @@ class ModelOptions:
     seed: int
     strict: bool = True
     weights: str = "raw"
+    implementation: str = "auto"
+    clusters: list[int] | None = None
 
     def model_name(self) -> str:
         """The model to use: the one given, or the default."""
@@ -75,13 +79,27 @@ class ModelOptions:
             "model": self.model_name(), "config": self.model_config, "head": self.head, "variant": self.variant,
             "device": self.device, "dtype": self.dtype, "charge": self.charge, "spin": self.spin,
             "forces": self.forces, "neighbor_cap": self.neighbor_cap, "strict": self.strict,
-            "weights": self.weights,
+            "weights": self.weights, "implementation": self.implementation, "clusters": self.clusters,
         }  # fmt: skip
         return E2FormerCalculator(**(arguments | extra))
 
 
-def model_options(function: Command) -> Command:
+@overload
+def model_options(function: Command) -> Command: ...
+
+
+@overload
+def model_options(*, folder: Path) -> Callable[[Command], Command]: ...
+
+
+def model_options(
+    function: Command | None = None, *, folder: Path | None = None
+) -> Command | Callable[[Command], Command]:
     """Add the shared options to a click command; it gets them as its first argument, a `ModelOptions`.
+
+    Args:
+        function: the command.
+        folder: where a command that writes a folder does so by default; None: --out is a prefix of files.
 
     Example::
 
@@ -91,13 +109,25 @@ def model_options(function: Command) -> Command:
         def doctor(options: ModelOptions, steps: int) -> None:
             calculator = options.calculator()
     """
+    shared = (
+        *_MODEL_OPTIONS, model_config_option, variant_option, weights_option, clusters_option, *_CALCULATOR_OPTIONS,
+        _out_option(folder), _seed_option, run_options,
+    )  # fmt: skip
 
-    @functools.wraps(function)
-    def command(**values: Any) -> Any:
-        return function(_take(ModelOptions, values), **values)
+    def decorate(inner: Command) -> Command:
+        @functools.wraps(inner)
+        def command(**values: Any) -> Any:
+            return inner(_take(ModelOptions, values), **values)
 
-    shared = (*_MODEL_OPTIONS, model_config_option, variant_option, weights_option, *_CALCULATOR_OPTIONS, run_options)
-    return cast(Command, _decorate(command, shared))
+        return cast(Command, _decorate(command, shared))
+
+    return decorate if function is None else decorate(function)
+
+
+def _out_option(folder: Path | None) -> Callable[[Any], Any]:
+    text = "Prefix of the output files." if folder is None else f"Folder of all output files; default {folder}."
+    metavar = "PREFIX" if folder is None else "DIR"
+    return click.option("--out", type=click.Path(path_type=Path), metavar=metavar, help=text)
 
 
 def collected(kind: type[Any], name: str) -> Callable[[Command], Command]:
@@ -161,6 +191,16 @@ def _as_typed(path: Path, option: click.Option, value: Any) -> Any:
     return [str(value)] if many else str(value)
 
 
+def _read_clusters(context: click.Context, parameter: click.Parameter, path: Path | None) -> list[int] | None:
+    """Integers of a text file."""
+    if path is None:
+        return None
+    try:
+        return [int(word) for word in path.read_text(encoding="utf-8").split()]
+    except (ValueError, OSError) as error:
+        raise click.BadParameter(f"{path} must hold one integer for each atom: {error}", context, parameter) from None
+
+
 def _set_debug(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     context.meta[DEBUG_KEY] = value
 
@@ -193,6 +233,11 @@ weights_option = click.option(
     help="Weights of an official E2Former training state: the last ones, or their running average.",
 )  # fmt: skip
 
+clusters_option = click.option(
+    "--clusters", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE", callback=_read_clusters,
+    help="Fragment of each atom, integers from 0, for original E2Former models that need them.",
+)  # fmt: skip
+
 _MODEL_OPTIONS = (
     click.option(
         "--model", metavar="PATH_OR_NAME",
@@ -208,6 +253,10 @@ _CALCULATOR_OPTIONS = (
         "--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True,
         help="Arithmetic of the network; geometry and sums are float64 always.",
     ),
+    click.option(
+        "--implementation", type=click.Choice(["auto", "fused", "blocked", "reference"]), default="auto",
+        show_default=True, help="Fused kernels of the CPU, plain torch with little memory, or plainest torch.",
+    ),
     click.option("--charge", type=int, metavar="INTEGER", help="Total charge in e; overrides the structure file."),
     click.option("--spin", type=int, metavar="INTEGER", help="Multiplicity 2S+1; overrides the structure file."),
     click.option(
@@ -222,6 +271,8 @@ _CALCULATOR_OPTIONS = (
         "--strict/--no-strict", default=True, show_default=True,
         help="Refuse, or only warn of, elements, formulas, charges and spins that the model does not cover.",
     ),
-    click.option("--out", type=click.Path(path_type=Path), metavar="PREFIX", help="Prefix of the output files."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of random numbers, if any are drawn."),
 )  # fmt: skip
+
+_seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of random numbers, if any are drawn."
+)

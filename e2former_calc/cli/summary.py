@@ -22,6 +22,8 @@ from e2former_calc.checkpoint.loading import resolve_path, sha256
 from e2former_calc.cli.models import native_card
 from e2former_calc.cli.options import CONFIG_KEY
 from e2former_calc.cli.output import replacing
+from e2former_calc.potentials.inference import execution
+from e2former_calc.potentials.potential import EnergyPotential
 
 if TYPE_CHECKING:
     from e2former_calc.calculator import E2FormerCalculator
@@ -77,6 +79,7 @@ def describe_model(calculator: E2FormerCalculator) -> dict[str, Any]:
         "forces": "gradient" if potential.conservative else "head",
         "device": str(potential.device),
         "dtype": str(potential.dtype).removeprefix("torch."),
+        "execution": execution(potential) if isinstance(potential, EnergyPotential) else None,
     }
 
 

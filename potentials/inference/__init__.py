@@ -7,6 +7,7 @@ from e2former_calc.potentials.inference.prepared import (
     execution,
     obstacles,
     prepare,
+    reasons_against,
 )
 
-__all__ = ["Prepared", "SelfCheck", "choose_execution", "execution", "obstacles", "prepare"]
+__all__ = ["Prepared", "SelfCheck", "choose_execution", "execution", "obstacles", "prepare", "reasons_against"]

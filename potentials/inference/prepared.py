@@ -57,31 +57,44 @@ class SelfCheck:
 
 def obstacles(potential: EnergyPotential) -> list[str]:
     """Why a potential has no prepared form; empty if it has one."""
-    model: object = potential.model
+    found = [
+        (potential.device.type != "cpu", f"the device is {potential.device}; the fused path runs on the CPU"),
+        (potential.force_mode == "head", "forces come from a head of the network"),
+        (importlib.util.find_spec("numba") is None, "the package numba is not installed"),
+    ]
+    return _not_covered(potential.model) + [reason for applies, reason in found if applies]
+
+
+def disadvantages(potential: EnergyPotential) -> list[str]:
+    """Why the prepared form of a potential, if it has one, would be slower than it should be."""
+    slower = ["fused kernels are made for float32"] if potential.dtype != torch.float32 else []
+    return slower + _too_small(potential.model)
+
+
+def reasons_against(model: object) -> list[str]:
+    """Why implementation "auto" does not use fused kernels for a network on the CPU in float32; empty if it does."""
+    return _not_covered(model) + _too_small(model)
+
+
+def _not_covered(model: object) -> list[str]:
     if not isinstance(model, E2FormerV2):
         return [f"the architecture {type(model).__name__} has no fused kernels"]
     config = model.config
     found = [
-        (potential.device.type != "cpu", f"the device is {potential.device}; the fused path runs on the CPU"),
-        (potential.force_mode == "head", "forces come from a head of the network"),
         (config.score != "QK_alpha", f"the attention score {config.score} depends on more than the distance"),
         (config.long_range != "none", f"the long-range part {config.long_range!r} has no fused kernels"),
         (config.variant != "main", f"the variant {config.variant!r} has no fused kernels"),
         (not config.norm, "the network has no norms"),
         (config.energy_head != "mlp", f"the energy head {config.energy_head!r} has no fused kernels"),
-        (importlib.util.find_spec("numba") is None, "the package numba is not installed"),
     ]
     return [reason for applies, reason in found if applies]
 
 
-def disadvantages(potential: EnergyPotential) -> list[str]:
-    """Why the prepared form of a potential, if it has one, would be slower than it should be."""
-    model: object = potential.model
+def _too_small(model: object) -> list[str]:
     if not isinstance(model, E2FormerV2):
         return []
     config = model.config
     found = [
-        (potential.dtype != torch.float32, "fused kernels are made for float32"),
         (config.channels < MIN_CHANNELS, f"{config.channels} channels are too few for vector kernels"),
         (config.num_heads % VECTOR != 0, f"{config.num_heads} heads are no multiple of {VECTOR}"),
     ]

@@ -50,7 +50,7 @@ def test_periodic_structure_has_stress_and_pressure_in_gpa(run: Run, model: Path
 def test_start_line_names_device_precision_size_model_and_licence(run: Run, model: Path, frames: Path) -> None:
     result = run("energy", frames, "--model", model, "--device", "cpu", "--dtype", "float64")
     first = result.stderr.splitlines()[0]
-    assert first == f"device cpu, float64, 4 structures, 13 atoms, model {model}, licence CC0-1.0"
+    assert first == f"device cpu, float64, plain torch, 4 structures, 13 atoms, model {model}, licence CC0-1.0"
 
 
 def test_every_frame_of_every_file_has_a_line(run: Run, model: Path, frames: Path, water: Path) -> None:

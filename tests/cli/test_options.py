@@ -52,7 +52,7 @@ def test_file_gives_defaults_and_the_command_line_wins(yaml: str, arguments: lis
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("stepz: 3\nfsat: true\n", "unknown keys fsat, stepz; this command knows charge, debug"),
+        ("stepz: 3\nfsat: true\n", "unknown keys fsat, stepz; this command knows charge, clusters, debug"),
         ("config: d.yaml\n", "unknown keys config"),
         ("- steps\n", "must hold lines 'option: value'"),
         ("steps: [1\n", "is not readable YAML"),
