@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from ase import Atoms
 
 from e2former_calc.calculator import E2FormerCalculator
@@ -22,6 +21,7 @@ from e2former_calc.cli.relaxation import RelaxSettings, StopRequest, relax_atoms
 from e2former_calc.cli.sections import SectionedCommand
 from e2former_calc.cli.structures import Frame, read_frames
 from e2former_calc.cli.summary import Stopwatch, write_summary
+from e2former_calc.cli.threads import choose_threads
 from e2former_calc.electronic_state import electronic_state
 from e2former_calc.md.recording import Recording, RecordingFiles, observable_rows
 from e2former_calc.md.simulation import Observer, Simulation, SimulationOptions
@@ -134,7 +134,9 @@ class Execution:
 @click.option(
     "--resume", is_flag=True, help="Continue from PREFIX.restart, also to more --steps; begin if nothing is there."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads; default OMP_NUM_THREADS, else one for every 64 atoms."
+)
 @click.option(
     "--skin", type=float, default=0.5, show_default=True, help="Of neighbour lists in Å; changes the speed only."
 )
@@ -159,11 +161,10 @@ def md(
     --resume and the same options and gives what an uninterrupted run gives, bit for bit.
     """
     stopwatch = Stopwatch()
-    if execution.threads is not None:
-        torch.set_num_threads(execution.threads)
     files = _files(options.out or Path(f"{structure.stem}-md"), intervals, execution)
     continues = files.check(structure, resume=execution.resume, overwrite=execution.overwrite)
     frame = _single_frame(structure, execution.index)
+    choose_threads(execution.threads, execution.replicas * len(frame.atoms))
     calculator = options.calculator()
     size = f"{plural(execution.replicas, 'replica')} of {frame.label} with {plural(len(frame.atoms), 'atom')}"
     announce(calculator, model=options.model_name(), size=size)
