@@ -82,7 +82,7 @@ class AttentionKernels(NamedTuple):
 
     Attributes:
         attend: (first, last, edges, axes, table, rule, features, contraction, output); adds to `output`. `axes` is
-            (edges, 1 or 3), what moments are taken along; `table` is (slots, 3, 2 * heads), gates and amplitudes.
+            (edges, 1 or 3), what moments are taken along; `table` is (slots, 4, 2 * heads), gates and amplitudes.
         by_centers: (first, last, edges, axes, table, rule, features, contraction, d_output, upstream, gradients);
             fills `upstream` and the derivative by queries, adds to the others.
         by_sources: (first, last, edges, axes, features, upstream, d_key, d_value); fills `d_key` and `d_value`.

@@ -34,7 +34,7 @@ class EmbeddingKernels(NamedTuple):
 
     Attributes:
         embed: (first, last, edges, table, harmonics, x); fills x, (rows, atoms, channels). `table` is
-            (slots, 3, degrees * channels): value, slope, curvature.
+            (slots, 4, degrees * channels): value, slope, curvature, chord.
         backward: (first, last, edges, table, harmonics, d_x, d_unit, d_distance); adds to the last two.
     """
 
@@ -85,7 +85,7 @@ def _backward(lmax: int, channels: int) -> Callable[..., None]:
                     upstream[row, c] = d_x[row, i, c]
             for edge in range(edges.row_ptr[i], edges.row_ptr[i + 1]):
                 _interpolate(table, edges.slot[edge], edges.spline[edge, :6], radial, width)
-                _interpolate(table, edges.slot[edge], edges.spline[edge, 6:], slope, width)
+                _interpolate_slope(table, edges.slot[edge], edges.spline[edge], slope, width)
                 _evaluate(harmonics, edges.unit[edge], y)
                 _outer_backward(y, radial, upstream, d_y, flow, lmax, channels)
                 along = table.dtype.type(0.0)
@@ -128,6 +128,15 @@ def _interpolate(table: Array, slot: int, spline: Array, result: Array, width: i
     for k in range(width):
         low = a * table[slot, 0, k] + b * table[slot, 1, k] + c * table[slot, 2, k]
         result[k] = low + d * table[slot + 1, 0, k] + e * table[slot + 1, 1, k] + f * table[slot + 1, 2, k]
+
+
+@inline
+def _interpolate_slope(table: Array, slot: int, spline: Array, result: Array, width: int) -> None:
+    """Derivatives of the splines by the distance."""
+    a, b, c, d, e = spline[6], spline[7], spline[8], spline[9], spline[10]
+    for k in range(width):
+        low = a * table[slot, 3, k] + b * table[slot, 1, k] + c * table[slot, 2, k]
+        result[k] = low + d * table[slot + 1, 1, k] + e * table[slot + 1, 2, k]
 
 
 @inline

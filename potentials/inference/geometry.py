@@ -26,8 +26,9 @@ class Edges(NamedTuple):
         distance: its length in Å, float64.
         unit: vector / distance in the arithmetic of the network, (edges, 3).
         slot: row of the radial tables below each distance.
-        spline: weights of value, slope and curvature at that row and the next one, for the value (0 ... 5) and for
-            the derivative (6 ... 11) of a quintic Hermite spline, (edges, 12).
+        spline: weights of a quintic Hermite spline, (edges, 11): for its value those of value, slope and curvature at
+            that row and at the next one (0 ... 5); for its derivative those of the chord between them, and of slope
+            and curvature at both (6 ... 10).
         envelope: u(r) and du/dr, (edges, 2).
     """
 
@@ -163,12 +164,11 @@ def _quintic(t: float, step: float, spline: Array) -> None:
     spline[3] = t * t * t * (1.0 + s * (3.0 + 6.0 * s))
     spline[4] = -step * s * t * t * t * (1.0 + 3.0 * s)
     spline[5] = 0.5 * step * step * s * s * t * t * t
-    spline[6] = -30.0 * t * t * s * s / step
+    spline[6] = 30.0 * t * t * s * s
     spline[7] = s * s * (1.0 + t * (2.0 - 15.0 * t))
     spline[8] = 0.5 * step * t * s * s * (2.0 - 5.0 * t)
-    spline[9] = -spline[6]
-    spline[10] = t * t * (1.0 + s * (2.0 - 15.0 * s))
-    spline[11] = -0.5 * step * s * t * t * (2.0 - 5.0 * s)
+    spline[9] = t * t * (1.0 + s * (2.0 - 15.0 * s))
+    spline[10] = -0.5 * step * s * t * t * (2.0 - 5.0 * s)
 
 
 @kernel

@@ -172,11 +172,11 @@ def distance_slope(edge: int, local: int, edges: Edges, table: Array, scratch: A
     """Derivative by the distance through gates, amplitudes and envelope."""
     slot, du = edges.slot[edge], edges.envelope[edge, 1]
     total = table.dtype.type(0.0)
-    _interpolate(table, slot, edges.spline[edge, 6:], slope, 0, heads)
+    _interpolate_slope(table, slot, edges.spline[edge], slope, 0, heads)
     for h in range(heads):
         by_gate = scratch[SLOPE, local, h] * scratch[PRODUCT, local, h]
         total += by_gate * slope[h] + scratch[BY_ENVELOPE, local, h] * du
-    _interpolate(table, slot, edges.spline[edge, 6:], slope, heads, heads)
+    _interpolate_slope(table, slot, edges.spline[edge], slope, heads, heads)
     for h in range(heads):
         total += scratch[UPSTREAM, local, h] * scratch[WEIGHT, local, h] * slope[h]
     return total
@@ -190,3 +190,13 @@ def _interpolate(table: Array, slot: int, spline: Array, result: Array, start: i
         k = start + h
         low = a * table[slot, 0, k] + b * table[slot, 1, k] + c * table[slot, 2, k]
         result[h] = low + d * table[slot + 1, 0, k] + e * table[slot + 1, 1, k] + f * table[slot + 1, 2, k]
+
+
+@inline
+def _interpolate_slope(table: Array, slot: int, spline: Array, result: Array, start: int, count: int) -> None:
+    """Derivatives of the splines by the distance."""
+    a, b, c, d, e = spline[6], spline[7], spline[8], spline[9], spline[10]
+    for h in range(count):
+        k = start + h
+        low = a * table[slot, 3, k] + b * table[slot, 1, k] + c * table[slot, 2, k]
+        result[h] = low + d * table[slot + 1, 1, k] + e * table[slot + 1, 2, k]

@@ -37,9 +37,9 @@ class RadialTables:
 
     Attributes:
         elements: atomic numbers that the tables cover, ascending.
-        embedding: (slots, 3, degrees * channels), with envelope and average degree; slot = (center * elements +
-            source) * knots + knot. Values, slopes (1/Å) and curvatures (1/Å^2).
-        attention: for each layer (slots, 3, 2 * heads): gates, with the scale of the scores, and amplitudes.
+        embedding: (slots, 4, degrees * channels), with envelope and average degree; slot = (center * elements +
+            source) * knots + knot. Values, slopes (1/Å), curvatures (1/Å^2) and chords (1/Å, `with_chords`).
+        attention: for each layer (slots, 4, 2 * heads): gates, with the scale of the scores, and amplitudes.
     """
 
     def __init__(self, model: E2FormerV2, *, dtype: torch.dtype, n_knots: int) -> None:
@@ -60,11 +60,15 @@ class RadialTables:
                 if (center, source) not in self._known:
                     functions = self._functions.of_pair(center, source)
                     tables = (radial_table(f, cutoff=self.cutoff, n_knots=self.n_knots) for f in functions)
-                    self._known[center, source] = [table.to(self.dtype) for table in tables]
+                    self._known[center, source] = [self._stored(table) for table in tables]
         self.elements = union
         in_order = [self._known[center, source] for center in union for source in union]
         self.embedding, *self.attention = (torch.cat(parts).numpy() for parts in zip(*in_order, strict=True))
         return True
+
+    def _stored(self, table: Float[Tensor, "knots 3 width"]) -> Tensor:
+        step = self.cutoff / (self.n_knots - 1)
+        return torch.from_numpy(with_chords(table.numpy(), n_knots=self.n_knots, step=step)).to(self.dtype)
 
 
 class _RadialFunctions:
@@ -108,6 +112,18 @@ class _RadialFunctions:
             return values * scale
 
         return radial
+
+
+def with_chords(table: NDArray[Any], *, n_knots: int, step: float) -> NDArray[Any]:
+    """A fourth row for each knot: the slope of the chord to the next one, (f_{k+1} - f_k) / step.
+
+    The derivative of a spline is a weighted mean of chords, slopes and curvatures. With chords that are rounded once it
+    is exact to rounding; differences of rounded values, divided by the step, would not be.
+    """
+    value = table[:, 0].reshape(-1, n_knots, table.shape[2])
+    chord = np.zeros_like(value)
+    chord[:, :-1] = (value[:, 1:] - value[:, :-1]) / step
+    return np.concatenate([table, chord.reshape(len(table), 1, -1)], axis=1)
 
 
 def radial_table(function: Radial, *, cutoff: float, n_knots: int) -> Float[Tensor, "knots 3 width"]:

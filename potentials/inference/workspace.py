@@ -145,6 +145,6 @@ class Workspace:
             row_ptr=np.zeros(n_atoms + 1, np.int64), center=np.empty(size, np.int64), source=np.empty(size, np.int64),
             column_ptr=np.zeros(n_atoms + 1, np.int64), by_source=np.empty(size, np.int64),
             vector=np.empty((size, 3)), distance=np.empty(size), unit=np.empty((size, 3), real),
-            slot=np.empty(size, np.int64), spline=np.empty((size, 12), real), envelope=np.empty((size, 2), real),
+            slot=np.empty(size, np.int64), spline=np.empty((size, 11), real), envelope=np.empty((size, 2), real),
         )  # fmt: skip
         return self.edges
