@@ -16,7 +16,15 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from e2former_calc.checkpoint.loading import DEFAULT_MODEL, bundled_models_for, load_potential, resolve_path, sha256
+from e2former_calc.checkpoint.clusters import plain_clusters
+from e2former_calc.checkpoint.loading import (
+    DEFAULT_MODEL,
+    absolute_path,
+    bundled_models_for,
+    load_potential,
+    resolve_path,
+    sha256,
+)
 from e2former_calc.electronic_state import (
     ElectronicState,
     as_integer,
@@ -35,7 +43,7 @@ ENERGY_PROPERTIES = ("energy", "free_energy", "energies")
 
 _FILE_OPTIONS: dict[str, Any] = {
     "config": None, "head": None, "variant": None, "device": "auto", "dtype": "float32", "forces": "auto",
-    "neighbor_cap": "official", "implementation": "auto", "weights": "raw",
+    "neighbor_cap": "official", "implementation": "auto", "weights": "raw", "clusters": None,
 }  # fmt: skip
 """Options that only matter when a file is loaded, with their defaults."""
 
@@ -48,8 +56,8 @@ class E2FormerCalculator(Calculator):
     saves the backward pass. `atoms` is never changed or wrapped.
 
     Args:
-        model: official checkpoint (.pt), our .safetensors file, name of a bundled model, or a `Potential`; None is
-            the bundled model that covers most (`checkpoint.loading.DEFAULT_MODEL`).
+        model: official checkpoint (.pt), our .safetensors file, folder with one, name of a bundled model, or a
+            `Potential`; None is the bundled model that covers most (`checkpoint.loading.DEFAULT_MODEL`).
         config: official YAML of the checkpoint; found beside it if there is only one.
         head: output head; needed if the file has several.
         variant: code base of an official file: "main" or "legacy" (E2Former-V2), "scitix", "modular", "microsoft" or
@@ -66,6 +74,7 @@ class E2FormerCalculator(Calculator):
         outside: what to do far from the training data, if the model knows them: "warn" once, "error" also refuses
             what is very far, "ignore"; "auto" is what the model asks for, or "warn". See `get_extrapolation`.
         weights: "raw", or "ema" for the running average in a full training state of an official E2Former run.
+        clusters: cluster of each atom, integers from 0, for an original E2Former with clusters (`load_potential`).
 
     Attributes:
         additional_outputs: of the last calculation, `force_source` ("gradient" or "head") and, if the model knows
@@ -96,6 +105,7 @@ class E2FormerCalculator(Calculator):
         strict: bool = True,
         outside: str = "auto",
         weights: str = "raw",
+        clusters: Sequence[int] | str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if outside not in OUTSIDE_CHOICES:
@@ -108,10 +118,10 @@ class E2FormerCalculator(Calculator):
         self._warned: set[str] = set()
         self._snapshot: Snapshot | None = None
         self._recipe: dict[str, Any] = {
-            "model": _absolute(model), "config": _absolute(config), "head": head, "variant": variant,
+            "model": absolute_path(model), "config": absolute_path(config), "head": head, "variant": variant,
             "device": str(device or "auto"), "dtype": dtype,
             "forces": forces, "neighbor_cap": neighbor_cap, "implementation": implementation, "strict": strict,
-            "weights": weights,
+            "weights": weights, "clusters": plain_clusters(clusters),
         }  # fmt: skip
         self._sha256: str | None = None
         self._potential: Potential | None = None
@@ -443,16 +453,9 @@ class E2FormerCalculator(Calculator):
 
 def _jsonable(value: Any) -> Any:
     """Paths as text, configurations as they are, loaded potentials by the name of their class."""
-    if value is None or isinstance(value, str | bool | Mapping):
+    if value is None or isinstance(value, str | bool | Mapping | list):
         return value
     return str(value) if isinstance(value, Path) else type(value).__name__
-
-
-def _absolute(path: Any) -> Any:
-    """Existing files by their full path, so that a recipe works in another folder; anything else as it is."""
-    if isinstance(path, str | Path) and Path(path).expanduser().is_file():
-        return Path(path).expanduser().resolve()
-    return path
 
 
 def _results(prediction: Prediction, atoms: slice, structure: int) -> dict[str, Any]:

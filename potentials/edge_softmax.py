@@ -17,7 +17,10 @@ TIE_ROUNDING = 1024
 def edge_softmax(
     score: Float[Tensor, "edges heads"], neighbors: NeighborList, envelope: Float[Tensor, "edges 1"] | None = None
 ) -> Float[Tensor, "edges heads"]:
-    """exp(a) u / sum exp(a) u over the edges of each center; the envelope u is one by default."""
+    """exp(a) u / sum exp(a) u over the edges of each center; the envelope u is one by default.
+
+    Zero for a center where every envelope is zero, as of padding.
+    """
     center = neighbors.center
     empty = score.new_zeros(neighbors.row_ptr.shape[0] - 1, score.shape[1])
     with torch.no_grad():
@@ -25,7 +28,8 @@ def edge_softmax(
         largest = empty.scatter_reduce(0, index, score, reduce="amax", include_self=False)[center]
     exponential = torch.exp(score - largest)
     exponential = exponential if envelope is None else exponential * envelope
-    return exponential / empty.index_add(0, center, exponential)[center]
+    total = empty.index_add(0, center, exponential)
+    return exponential / torch.where(total > 0.0, total, torch.ones_like(total))[center]
 
 
 def offset_softmax(

@@ -197,6 +197,18 @@ def test_an_original_e2former_is_trained_and_loaded(plan_file, frames):
     assert "energy jumps where a pair crosses the cutoff" in card.known_failures
 
 
+@pytest.mark.parametrize("kind", ["alpha_dropout", "feed_forward_dropout", "drop_path"])
+def test_an_original_e2former_is_trained_with_dropout(plan_file, kind):
+    fields = {"num_layers": 2, "orders": ["first", "zero"]}
+    weights = []
+    for rate in (0.0, 0.4):
+        run = trained(original(plan_file, **fields, **{kind: rate}))
+        assert getattr(load_model(run.model_file).config, kind) == rate
+        weights.append(run.potential.model.state_dict()["blocks.0.attention.branches.first.radial.last.weight"])
+    assert weights[1].isfinite().all()
+    assert not weights[0].equal(weights[1])
+
+
 def test_an_original_e2former_keeps_every_pair_of_a_dense_crystal(plan_file):
     model = trained(original(plan_file)).model_file
     ice = molecule("H2O", cell=[2.4, 2.6, 2.8], pbc=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -15,6 +15,7 @@ import yaml
 from torch import Tensor
 
 from e2former_calc.checkpoint.card import UNKNOWN, ModelCard
+from e2former_calc.checkpoint.clusters import assign_clusters
 from e2former_calc.checkpoint.errors import CheckpointError
 from e2former_calc.checkpoint.native import NativeContent, read_native
 from e2former_calc.checkpoint.official_v1 import (
@@ -40,6 +41,10 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 DEFAULT_MODEL = "ala3-gfn2"
 """Bundled model that is used if none is named."""
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "blocked")
+TRAINED = ("best_checkpoint.pt", "checkpoint.pt")
+"""What the FairChem trainer calls its best and its last model."""
+TRAINER_FILES = ("normalizers.pt", "element_references.pt")
+"""What else it writes beside them; the models hold the same."""
 OFFICIAL_KERNELS: dict[str, Implementation] = {"math": "reference", "memory_efficient": "blocked", "flash": "blocked"}
 """Names of the official E2Former README for execution choices of the same mathematics."""
 
@@ -118,11 +123,13 @@ def load_potential(
     implementation: str = "auto",
     strict: bool = True,
     weights: str = "raw",
+    clusters: Sequence[int] | str | None = None,
 ) -> EnergyPotential:
     """Load a trained model.
 
     Args:
-        path_or_name: an official checkpoint (.pt), a file of ours (.safetensors), or a bundled model's name.
+        path_or_name: an official checkpoint (.pt), a file of ours (.safetensors), a bundled model's name, or the folder
+            of a training run.
         config: the official YAML (path or mapping); by default the only one in the checkpoint's folder.
         head: output head; may be omitted if there is only one.
         variant: code base that an official file belongs to. E2Former-V2: "main" or "legacy", which nothing in the file
@@ -137,6 +144,8 @@ def load_potential(
             "blocked". Also "math" (which is "reference"), "memory_efficient" and "flash" (which are "blocked").
         strict: False also evaluates elements that the model was not trained on.
         weights: "raw", or "ema" for the running average in a full training state of the FairChem trainer.
+        clusters: for an original E2Former with clusters: cluster of each atom, integers from 0, which a model with
+            fragments needs; of one with k-means also "official", the assignment of scikit-learn.
 
     Returns:
         A `Potential` (eV, Å).
@@ -152,6 +161,7 @@ def load_potential(
     if forces not in ("auto", "gradient", "head"):
         raise ValueError(f"`forces` must be 'auto', 'gradient' or 'head', got {forces!r}")
     loaded.model.implementation = resolve_implementation(implementation)
+    assign_clusters(loaded.model, clusters)
     potential = EnergyPotential(
         loaded.model,
         head=chosen,
@@ -211,9 +221,10 @@ def bundled_models_for(formula: str) -> list[str]:
 
 
 def resolve_path(path_or_name: str | Path) -> Path:
-    """The file behind a path or a bundled model's name.
+    """The file behind a path, a bundled model's name, or a folder of a training run.
 
     Raises:
+        CheckpointError: for a folder that holds no or several models.
         FileNotFoundError: naming the bundled models.
     """
     path = Path(path_or_name).expanduser()
@@ -222,8 +233,28 @@ def resolve_path(path_or_name: str | Path) -> Path:
     bundled = MODELS_FOLDER / f"{path_or_name}.safetensors"
     if bundled.is_file():
         return bundled
+    if path.is_dir():
+        return _model_in(path)
     names = ", ".join(bundled_models()) or "none"
     raise FileNotFoundError(f"no model file {str(path_or_name)!r}; bundled models: {names}")
+
+
+def absolute_path(path: Any) -> Any:
+    """Existing files and folders by their full path, so that a recipe works elsewhere; anything else as it is."""
+    if isinstance(path, str | Path) and Path(path).expanduser().exists() and str(path) not in bundled_models():
+        return Path(path).expanduser().resolve()
+    return path
+
+
+def _model_in(folder: Path) -> Path:
+    """The only model of a folder; in those of the FairChem trainer the best one, which lies beside the last one."""
+    found = sorted(path for path in folder.iterdir() if path.suffix in (".pt", ".safetensors") and path.is_file())
+    models = [path for path in found if path.name not in TRAINER_FILES]
+    named = [path for name in TRAINED for path in models if path.name == name]
+    if named or len(models) == 1:
+        return (named or models)[0]
+    names = ", ".join(path.name for path in models) or "none"
+    raise CheckpointError(f"the folder {folder} must hold one model or {TRAINED[0]}, it holds {names}: name the file")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -376,12 +407,18 @@ def _official_card(
 def _known_failures(config: NetworkConfig) -> str:
     if not isinstance(config, E2FormerV1Config):
         return UNKNOWN
-    if config.energy_shift == 0.0:
-        return V1_FAILURES
-    return (
-        f"{V1_FAILURES}; every structure has a constant of {config.energy_shift:g} eV (mean of the normalizer), so "
-        "energies of structures of other size do not add up"
-    )
+    failures = [V1_FAILURES]
+    if config.energy_shift:
+        failures.append(
+            f"every structure has a constant of {config.energy_shift:g} eV (mean of the normalizer), so energies of "
+            "structures of other size do not add up"
+        )
+    if config.variant == "microsoft" and config.encoder != "none":
+        failures.append(
+            "the encoder normalises over all atoms of a structure, however far: energies of distant molecules do not "
+            "add up"
+        )
+    return "; ".join(failures)
 
 
 def sha256(path: Path) -> str:

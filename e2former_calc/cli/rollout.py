@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import platform
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from e2former_calc.cli.analyze import NOT_STABLE, verdict_lines
+from e2former_calc.cli.analyze import NOT_STABLE, analysis_progress, truth_method, truth_options, verdict_lines
 from e2former_calc.cli.messages import announce, notice, plural
 from e2former_calc.cli.options import ModelOptions, collected, model_options, overwrite_option
+from e2former_calc.cli.rollout_official import official_config_option, with_official
 from e2former_calc.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
     from e2former_calc.cli.relaxation import StopRequest
     from e2former_calc.cli.summary import Stopwatch
+    from e2former_calc.report import Method
     from e2former_calc.rollout import RolloutRun
 
 NAMES = (
@@ -34,6 +35,8 @@ EXAMPLES = """\b
 The bundled model, peptide and reference: e2former rollout
 An MD22 benchmark: e2former rollout --preset md22-dha --model dha.pt --reference md22_DHA.npz --out dha
 Ten picoseconds of it: e2former rollout --preset md22-dha --model dha.pt --reference md22_DHA.npz --time-ps 10
+A folder of the original trainer and its simulation file: e2former rollout --preset md22-dha --model runs/dha
+--official-config simulation.yml --reference md22_DHA.npz
 """
 
 
@@ -44,6 +47,7 @@ class Conditions:
     reference: str | None
     structure: str | None
     preset: str | None
+    official_config: Path | None
     replicas: int | None
     time_ps: float | None
     every_fs: float | None
@@ -62,6 +66,15 @@ class Thresholds:
     bond_threshold_A: float | None  # noqa: N815
     r_max_A: float | None  # noqa: N815
     n_bins: int | None
+    truth_samples: int | None
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Options of the calculator that frames are recalculated with."""
+
+    truth: str | None
+    truth_options: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -75,18 +88,12 @@ class Execution:
     threads: int | None
 
 
-def _folder_help(command: click.Command) -> click.Command:
-    """The shared option --out names a folder here."""
-    for option in command.params:
-        if isinstance(option, click.Option) and option.name == "out":
-            option.metavar, option.help = "DIR", f"Folder of all output files; default {FOLDER}."
-    return command
-
-
-@_folder_help
 @click.command(
     cls=SectionedCommand,
-    sections={"What is simulated": Conditions, "Report": Thresholds, "Run": Execution, "Model": ModelOptions},
+    sections={
+        "What is simulated": Conditions, "Report": Thresholds, "Ground truth": GroundTruth, "Run": Execution,
+        "Model": ModelOptions,
+    },
     epilog="Exit code: 0 all replicas stable to the end, or interrupted in good order by Ctrl-C or SIGTERM; "
     f"{NOT_STABLE} a replica is not stable or was stopped by a rule; 1 error.\n\n{EXAMPLES}",
 )  # fmt: skip
@@ -104,6 +111,7 @@ def _folder_help(command: click.Command) -> click.Command:
     "--preset", type=click.Choice(NAMES),
     help="Conditions, thresholds and ranges that published tables were made with; other options win.",
 )  # fmt: skip
+@official_config_option
 @click.option("--replicas", type=int, help="Independent runs as one batch (4; presets: 1 or 5).")
 @click.option("--time-ps", type=float, help="Length in ps (1; presets: as published).")
 @click.option(
@@ -135,12 +143,21 @@ def _folder_help(command: click.Command) -> click.Command:
     "begin if nothing is there.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
+@truth_options
 @overwrite_option
-@model_options
+@model_options(folder=FOLDER)
 @collected(Conditions, "conditions")
 @collected(Thresholds, "thresholds")
+@collected(GroundTruth, "ground_truth")
 @collected(Execution, "execution")
-def rollout(options: ModelOptions, *, conditions: Conditions, thresholds: Thresholds, execution: Execution) -> None:
+def rollout(
+    options: ModelOptions,
+    *,
+    conditions: Conditions,
+    thresholds: Thresholds,
+    ground_truth: GroundTruth,
+    execution: Execution,
+) -> None:
     """Simulate replicas of a system with a model, judge them against a reference trajectory, and write a report.
 
     Without any option the bundled model, its molecule and its reference are used, for some minutes.
@@ -160,6 +177,7 @@ def rollout(options: ModelOptions, *, conditions: Conditions, thresholds: Thresh
     if execution.threads is not None:
         torch.set_num_threads(execution.threads)
     given = {name: value for name, value in vars(conditions).items() if value is not None}
+    given, options = with_official(given, options)
     report = {name: value for name, value in vars(thresholds).items() if value is not None}
     plan = plan_from_dict({**given, "report": report, "seed": options.seed})
     folder = RolloutFolder(options.out or FOLDER)
@@ -170,10 +188,13 @@ def rollout(options: ModelOptions, *, conditions: Conditions, thresholds: Thresh
     size = f"{plural(plan.replicas, 'replica')} of {atoms}, {run.plan.length_ps:g} ps at {run.plan.temperature_K:g} K"
     announce(calculator, model=options.model_name(), size=size)
     stopwatch.lap("prepare")
-    with stop_on_signal(notice) as stop:
-        outcome = _simulate(run, execution, stop)
-    stopwatch.lap("run")
-    _finish(run, outcome, stopwatch)
+    with TemporaryDirectory(prefix="e2former-truth-") as temporary:
+        stated = vars(ground_truth) | {"charge": options.charge, "multiplicity": options.spin}
+        truth = truth_method(run.start.reference, stated, Path(temporary), alone=False)
+        with stop_on_signal(notice) as stop:
+            outcome = _simulate(run, execution, stop)
+        stopwatch.lap("run")
+        _finish(run, outcome, stopwatch, truth)
 
 
 def _simulate(run: RolloutRun, execution: Execution, stop: StopRequest) -> dict[str, Any]:
@@ -207,7 +228,7 @@ def _simulate(run: RolloutRun, execution: Execution, stop: StopRequest) -> dict[
     return {"steps_of_this_call": made, "steps_per_second": rate, "outside_training_data": watch.warned}
 
 
-def _finish(run: RolloutRun, outcome: dict[str, Any], stopwatch: Stopwatch) -> None:
+def _finish(run: RolloutRun, outcome: dict[str, Any], stopwatch: Stopwatch, truth: Method | None) -> None:
     """Write and tell the verdict, or how to continue."""
     if not run.complete:
         run.interrupted(outcome)
@@ -216,7 +237,7 @@ def _finish(run: RolloutRun, outcome: dict[str, Any], stopwatch: Stopwatch) -> N
             "bit for bit"
         )
         return
-    report = run.judge(progress=_progress())
+    report = run.judge(truth=truth, progress=analysis_progress())
     stopwatch.lap("analysis")
     written = run.write(report, _facts(run, outcome, stopwatch))
     click.echo("\n".join(verdict_lines(report)))
@@ -245,10 +266,3 @@ def _facts(run: RolloutRun, outcome: dict[str, Any], stopwatch: Stopwatch) -> di
         "timings_s": stopwatch.seconds,
         "run": outcome,
     }
-
-
-def _progress() -> Callable[[str], None]:
-    """Say on a terminal what is being done."""
-    if not sys.stderr.isatty():
-        return lambda _: None
-    return lambda what: notice(f"{what} ...")

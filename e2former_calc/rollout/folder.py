@@ -12,7 +12,7 @@ from typing import Any
 from e2former_calc.md.recording import RecordingFiles
 from e2former_calc.md.trajectory_files import topology_path
 from e2former_calc.report.tables import json_ready
-from e2former_calc.report.writing import OLD_FILES, SUMMARY
+from e2former_calc.report.writing import OLD_FILES, SUMMARY, remove_partial
 from e2former_calc.rollout.plan import RolloutPlan
 
 PLAN = "plan.json"
@@ -101,6 +101,7 @@ class RolloutFolder:
         """Make room for a new run; of an earlier one everything is removed, the restart file first."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.restart.unlink(missing_ok=True)
+        remove_partial(self.path)
         trajectories = sorted(self.path.glob("replica*.h5md"))
         topologies = [topology_path(path, 0) for path in trajectories]
         reports = [file for pattern in OLD_FILES for file in self.path.glob(pattern)]

@@ -107,10 +107,11 @@ class RolloutRun:
         step, steps = self.simulation.step, self.plan.steps
         self.folder.note(self.plan, self.start.origins, "interrupted", step=step, steps=steps, run=dict(facts))
 
-    def judge(self, *, progress: Callable[[str], None] | None = None) -> Report:
+    def judge(self, *, truth: Method | None = None, progress: Callable[[str], None] | None = None) -> Report:
         """The report on what was recorded; `recording` must be closed.
 
         Args:
+            truth: ground-truth calculator that frames are recalculated with.
             progress: called with what is done next.
 
         Raises:
@@ -119,7 +120,7 @@ class RolloutRun:
         files = self.folder.recording.trajectories(self.plan.replicas)
         settings = self.plan.report_settings()
         method = Method(Path(self.model).name, self.calculator)
-        report = analyze_rollouts(files, self.start.reference, settings, model=method, progress=progress)
+        report = analyze_rollouts(files, self.start.reference, settings, truth=truth, model=method, progress=progress)
         return with_run(report, self._section(), self.simulation.stops())
 
     def stable(self, report: Report) -> bool:

@@ -58,7 +58,7 @@ class Branch(nn.Module):
         """Update of every center."""
         numbers = alpha.shape[0] * alpha.shape[1] * self.repeat
         stored: Implementation = "reference" if self.training else implementation
-        weight = evaluate(self._weights, alpha, edges, tables, numbers=numbers, implementation=stored)
+        weight = evaluate(self.message_weights, alpha, edges, tables, numbers=numbers, implementation=stored)
         moment = edge_moment(
             weight, edges.solid(self.order), self.value(source), edges.neighbors, implementation=implementation
         )
@@ -66,9 +66,10 @@ class Branch(nn.Module):
         result: Tensor = self.output(collected)
         return result
 
-    def _weights(
+    def message_weights(
         self, alpha: Float[Tensor, "edges heads"], edges: EdgeFeatures, tables: Tables
     ) -> Float[Tensor, "edges channels"]:
+        """Weight of every edge and channel: that of its head times a function of distance and elements."""
         radial: Tensor = self.radial(edges.basis, *tables, edges.pair)
         return alpha.repeat_interleave(self.repeat, dim=1) * radial
 

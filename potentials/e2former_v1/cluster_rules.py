@@ -80,8 +80,8 @@ class UnknownClusters:
             ValueError: says how to supply clusters.
         """
         raise ValueError(
-            f"this model needs an assignment of the {system.n_atoms} atoms to fragments: set "
-            "potential.model.cluster_rule = FixedClusters(ids)"
+            f"this model needs an assignment of the {system.n_atoms} atoms to fragments: give the fragment of each "
+            "atom as clusters=[0, 0, 1, ...]"
         )
 
     def centres(self, system: System) -> None:

@@ -64,6 +64,10 @@ class E2FormerV1Config:
         energy_scale, energy_shift: scale and shift of the energy of a structure (normalizers).
         force_scale, force_shift: the same for the force head.
         alpha_dropout: dropout on attention weights in training, not in the last layer (alpha_drop).
+        feed_forward_dropout: dropout on updates of the feed-forward section in training, of all components of a degree
+            and channel together, not in the last layer (proj_drop).
+        drop_path: in training a structure misses an update of attention or feed-forward with this probability, except
+            in the last layer; updates that are kept are scaled up (drop_path_rate).
     """
 
     variant: Variant
@@ -101,6 +105,8 @@ class E2FormerV1Config:
     force_scale: float = 1.0
     force_shift: float = 0.0
     alpha_dropout: float = 0.1
+    feed_forward_dropout: float = 0.0
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         problems = self._bad_choices()
@@ -204,6 +210,8 @@ class E2FormerV1Config:
             (0 < self.max_radius < math.inf, f"max_radius must be positive, got {self.max_radius}"),
             (0 < self.pbc_max_radius < math.inf, f"pbc_max_radius must be positive, got {self.pbc_max_radius}"),
             (0 <= self.alpha_dropout < 1, f"alpha_drop must be in [0, 1), got {self.alpha_dropout}"),
+            (0 <= self.feed_forward_dropout < 1, f"proj_drop must be in [0, 1), got {self.feed_forward_dropout}"),
+            (0 <= self.drop_path < 1, f"drop_path_rate must be in [0, 1), got {self.drop_path}"),
             (0 < self.energy_scale < math.inf, f"energy_scale must be positive, got {self.energy_scale}"),
             (0 < self.force_scale < math.inf, f"force_scale must be positive, got {self.force_scale}"),
             (math.isfinite(self.energy_shift) and math.isfinite(self.force_shift),

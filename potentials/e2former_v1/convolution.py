@@ -47,7 +47,10 @@ class TensorConvolution(nn.Module):
 
     def forward(self, moment: Float[Tensor, "atoms order rows channels"]) -> Float[Tensor, "atoms rows n_out"]:
         """`moment` has 2L + 1 components of the geometric factor."""
-        products = self.contraction.to(moment.dtype) @ moment.flatten(1, 2)
+        return self.mix(self.contraction.to(moment.dtype) @ moment.flatten(1, 2))
+
+    def mix(self, products: Float[Tensor, "atoms products channels"]) -> Float[Tensor, "atoms rows n_out"]:
+        """Mixing of paths and channels; products of all paths, one after the other, in the order of `contraction`."""
         outputs, start = [], 0
         for degree, weight in enumerate(self.mixing):
             n_paths, n_rows = self.n_paths[degree], 2 * degree + 1

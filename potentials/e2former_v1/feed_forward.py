@@ -5,12 +5,12 @@ from __future__ import annotations
 from math import sqrt
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from e2former_calc.potentials.e2former_v1.config import E2FormerV1Config
-from e2former_calc.potentials.e2former_v1.layers import make_norm
+from e2former_calc.potentials.e2former_v1.layers import drop_channels, drop_structures, make_norm
 from e2former_calc.potentials.e2former_v1.sphere import SphereGrid
 from e2former_calc.potentials.layers import GatedFeedForward, SO3Linear
 from e2former_calc.potentials.so3 import triple_coupling
@@ -92,9 +92,11 @@ def _product(coupling: Tensor, left: Tensor, right: Tensor) -> Tensor:
 class FeedForwardSection(nn.Module):
     """Everything that follows attention in a block, with norms, gates and residuals."""
 
-    def __init__(self, config: E2FormerV1Config) -> None:
+    def __init__(self, config: E2FormerV1Config, *, last: bool = False) -> None:
         super().__init__()
         lmax, channels, parts = config.lmax, config.channels, config.feed_forward
+        self.dropout = 0.0 if last else config.feed_forward_dropout
+        self.drop_path = 0.0 if last else config.drop_path
         self.grid = GridFeedForward(lmax, channels) if "grid" in parts else None
         sphere, gated, product = ("s2" in parts), ("s3" in parts), ("2body" in parts)
         self.norm_sphere = make_norm(config) if sphere else None
@@ -107,24 +109,38 @@ class FeedForwardSection(nn.Module):
         self.product_mixing = nn.Linear(channels, channels) if product else None
 
     def forward(
-        self, x: Float[Tensor, "atoms rows channels"], attention: Float[Tensor, "atoms rows channels"]
+        self,
+        x: Float[Tensor, "atoms rows channels"],
+        attention: Float[Tensor, "atoms rows channels"],
+        batch: Int[Tensor, " atoms"],
     ) -> Float[Tensor, "atoms rows channels"]:
         """Features after the block from the features before it and the attention output."""
         if self.grid is not None:
             result: Tensor = self.grid(attention, x)
             return result
-        x = x + attention
-        x = x + self._update(x)
+        x = x + self._kept(attention, batch)
+        x = x + self._update(x, batch)
         if self.product is not None and self.norm_product is not None and self.product_mixing is not None:
             share = torch.sigmoid(self.product_mixing(x[:, :1]))
             x = share * x + (1.0 - share) * self.product(self.norm_product(x))
         return x
 
-    def _update(self, x: Float[Tensor, "atoms rows channels"]) -> Float[Tensor, "atoms rows channels"]:
-        zero = torch.zeros_like(x)
-        sphere = zero if self.sphere is None or self.norm_sphere is None else self.sphere(self.norm_sphere(x))
-        gated = zero if self.gated is None or self.norm_gated is None else self.gated(self.norm_gated(x))
-        if self.mixing is None:
-            return sphere + gated
-        share = torch.sigmoid(self.mixing(x[:, :1]))
-        return share * sphere + (1.0 - share) * gated
+    def _update(
+        self, x: Float[Tensor, "atoms rows channels"], batch: Int[Tensor, " atoms"]
+    ) -> Float[Tensor, "atoms rows channels"]:
+        sphere = gated = torch.zeros_like(x)
+        if self.sphere is not None and self.norm_sphere is not None:
+            sphere = self._kept(self.sphere(self.norm_sphere(x)), batch)
+        if self.gated is not None and self.norm_gated is not None:
+            gated = self._kept(self.gated(self.norm_gated(x)), batch)
+        update = sphere + gated
+        if self.mixing is not None:
+            share = torch.sigmoid(self.mixing(x[:, :1]))
+            update = share * sphere + (1.0 - share) * gated
+        return drop_channels(update, self.dropout) if self.training and self.dropout else update
+
+    def _kept(
+        self, update: Float[Tensor, "atoms rows channels"], batch: Int[Tensor, " atoms"]
+    ) -> Float[Tensor, "atoms rows channels"]:
+        """In training some structures miss an update."""
+        return drop_structures(update, batch, self.drop_path) if self.training and self.drop_path else update

@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import pi, sqrt
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from e2former_calc.potentials.e2former_v1.config import E2FormerV1Config, Norm
 from e2former_calc.potentials.layers import EPS, EquivariantRMSNorm, degree_of_row
@@ -15,6 +16,21 @@ from e2former_calc.potentials.layers import EPS, EquivariantRMSNorm, degree_of_r
 def smooth_leaky_relu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """0.8 x sigmoid(x) + 0.2 x."""
     return 0.8 * x * torch.sigmoid(x) + 0.2 * x
+
+
+def drop_structures(
+    x: Float[Tensor, "atoms rows channels"], batch: Int[Tensor, " atoms"], probability: float
+) -> Float[Tensor, "atoms rows channels"]:
+    """An update that some structures miss; the others get more of it, so that the mean stays the same."""
+    kept = torch.rand(len(batch), dtype=x.dtype, device=x.device) >= probability
+    return x * (kept.to(x.dtype) / (1.0 - probability))[batch][:, None, None]
+
+
+def drop_channels(x: Float[Tensor, "atoms rows channels"], probability: float) -> Float[Tensor, "atoms rows channels"]:
+    """Dropout of all components of a degree and channel together, which keeps equivariance."""
+    lmax = int(x.shape[1] ** 0.5) - 1
+    mask = dropout(x.new_ones(x.shape[0], lmax + 1, x.shape[2]), probability)
+    return x * mask[:, degree_of_row(lmax).to(x.device)]
 
 
 def make_norm(config: E2FormerV1Config) -> nn.Module:

@@ -43,13 +43,17 @@ class Block(nn.Module):
         super().__init__()
         self.norm = make_norm(config)
         self.attention = Attention(config, order, last=last, project_first=config.variant == "lsr")
-        self.feed_forward = FeedForwardSection(config)
+        self.feed_forward = FeedForwardSection(config, last=last)
 
     def forward(
-        self, x: Float[Tensor, "atoms rows channels"], edges: EdgeFeatures, implementation: Implementation
+        self,
+        x: Float[Tensor, "atoms rows channels"],
+        edges: EdgeFeatures,
+        batch: Int[Tensor, " atoms"],
+        implementation: Implementation,
     ) -> Float[Tensor, "atoms rows channels"]:
         """New features."""
-        result: Tensor = self.feed_forward(x, self.attention(self.norm(x), edges, implementation))
+        result: Tensor = self.feed_forward(x, self.attention(self.norm(x), edges, implementation), batch)
         return result
 
 
@@ -155,7 +159,7 @@ class E2FormerV1(nn.Module):
         copies = 2 if self.config.clusters == "fragments" else 1
         x = torch.cat([x[:, :1] + copies * scalars[:, None], x[:, 1:]], dim=1)
         for block in self.blocks:
-            x = block(x, features, self.implementation)
+            x = block(x, features, system.batch, self.implementation)
         x = self.norm_final(x)
         if self.clusters is None or self.cluster_basis is None:
             return x

@@ -128,6 +128,8 @@ class _Reader:
             "force_head": force_head,
             "gradient_forces": gradient,
             "alpha_dropout": self._number("alpha_drop", 0.1),
+            "feed_forward_dropout": self._number("proj_drop", 0.0),
+            "drop_path": self._number("drop_path_rate", 0.0),
         } | self._encoder_fields()
         self._complain()
         return E2FormerV1Config(**fields)

@@ -222,7 +222,9 @@ def _compiled(
             raise CannotCompileError(f"tracing the training step failed: {error}") from error
         random = [str(node.target) for node in traced.graph.nodes if _is_random(node.target)]
         if random:
-            raise CannotCompileError(f"the network draws random numbers ({random[0]}): set alpha_dropout to 0")
+            raise CannotCompileError(
+                f"the network draws random numbers ({random[0]}): set alpha_dropout to 0, and every other dropout"
+            )
         compiled = torch.compile(traced, dynamic=False, fullgraph=True, backend=backend)
         try:
             with torch.no_grad():

@@ -6,6 +6,7 @@ import copy
 import gzip
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ase.build import molecule
 
 from e2former_calc import E2FormerCalculator
 from e2former_calc.checkpoint import CheckpointError, load_model, load_potential, write_native
+from e2former_calc.checkpoint.loading import absolute_path, resolve_path
 from e2former_calc.checkpoint.official_v1 import build_official_v1, is_official_v1, read_content
 from e2former_calc.potentials.e2former_v1 import E2FormerV1Config
 from e2former_calc.potentials.e2former_v1.official_config import read_official_config
@@ -91,6 +93,14 @@ def test_the_card_says_that_energies_do_not_add_up():
     assert "constant of -16.25 eV" in load_model(FILE).card.known_failures
 
 
+def test_the_card_says_where_the_encoder_sees_all_atoms(tmp_path):
+    cards = []
+    for name in ("ms_dit_first_QK", "h_dit_first_QK"):
+        torch.save(_empty_file(LAYOUTS[name]), tmp_path / f"{name}.pt")
+        cards.append(load_model(tmp_path / f"{name}.pt", LAYOUTS[name]["config"]).card.known_failures)
+    assert ["energies of distant molecules do not add up" in text for text in cards] == [True, False]
+
+
 def test_normalizers_of_older_trainers_are_read(rewritten):
     def change(content):
         content["normalizers"] = {"energy": {"mean": torch.tensor(2.0), "std": torch.tensor(4.0)}}
@@ -159,6 +169,40 @@ def test_files_of_a_single_process_have_the_same_weights(rewritten):
 
     plain, wrapped = (load_model(path).model.state_dict() for path in (rewritten(change), FILE))
     assert all(plain[name].equal(tensor) for name, tensor in wrapped.items())
+
+
+def test_a_folder_of_the_trainer_stands_for_its_best_model(tmp_path):
+    for name in ("best_checkpoint.pt", "checkpoint.pt"):
+        shutil.copy(FILE, tmp_path / name)
+    (tmp_path / "normalizers.pt").touch()
+    assert resolve_path(tmp_path) == tmp_path / "best_checkpoint.pt"
+    (tmp_path / "best_checkpoint.pt").unlink()
+    assert resolve_path(tmp_path) == tmp_path / "checkpoint.pt"
+    assert load_model(tmp_path).card.source == "checkpoint.pt"
+
+
+@pytest.mark.parametrize(("files", "message"), [((), "it holds none"), (("a.pt", "b.pt"), r"it holds a\.pt, b\.pt")])
+def test_a_folder_without_an_obvious_model_is_refused(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=f"must hold one model or best_checkpoint.pt, {message}: name the file"):
+        resolve_path(tmp_path)
+
+
+def test_a_folder_that_is_named_like_a_bundled_model_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ethanol-rmd17").mkdir()
+    assert resolve_path("ethanol-rmd17").suffix == ".safetensors"
+    assert absolute_path("ethanol-rmd17") == "ethanol-rmd17"
+
+
+def test_a_calculator_of_a_folder_is_restored_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    shutil.copy(FILE, tmp_path / "run" / "best_checkpoint.pt")
+    monkeypatch.chdir(tmp_path)
+    text = pickle.dumps(E2FormerCalculator("run", forces="gradient"))
+    monkeypatch.chdir(tmp_path.parent)
+    assert pickle.loads(text).potential.cutoff == 5.0
 
 
 def test_missing_and_unexpected_tensors_are_listed_together(rewritten):

@@ -190,6 +190,7 @@ ALL_ORDERS: dict[str, Any] = {"orders": ("all", "all"), "score": "dot_alpha_smal
 SECOND: dict[str, Any] = {"orders": ("first", "second"), "score": "dot_alpha", "normalization": "smooth_softmax"}
 NORMS: dict[str, Any] = {"norm": "layer_norm_sh", "basis": "gaussian", "feed_forward": ("s3", "2body")}
 ENCODED: dict[str, Any] = {"variant": "modular", "encoder": "dit"}
+TRANSFORMED: dict[str, Any] = {"variant": "modular", "encoder": "transformer", "orders": ("zero", "first")}
 LSR: dict[str, Any] = {"variant": "lsr", "normalization": "smooth_softplus", "force_head": "gated", "energy_scale": 0.1}
 
 SUBJECTS: dict[str, Subject] = {
@@ -225,6 +226,12 @@ SUBJECTS: dict[str, Subject] = {
     "original lsr": OriginalSubject(LSR),
     "original truncated": OriginalSubject({"max_neighbors": 5, "norm": "layer_norm"}),
     "original head": OriginalSubject({"gradient_forces": False}),
+    # With these each order meets each score.
+    "original second and all QK_alpha": OriginalSubject({"orders": ("second", "all")}),
+    "original zero and all dot_alpha": OriginalSubject({"orders": ("zero", "all"), "score": "dot_alpha"}),
+    "original first and second small": OriginalSubject({"orders": ("first", "second"), "score": "dot_alpha_small"}),
+    "original zero order small": OriginalSubject({"orders": ("zero", "zero"), "score": "dot_alpha_small"}),
+    "original transformer": OriginalSubject(TRANSFORMED, cap="none"),
 }
 
 

@@ -42,5 +42,13 @@ def test_an_edge_without_envelope_has_no_weight(edges, score):
     torch.testing.assert_close(weight[[0, 2]], score[[0, 2]].softmax(0), rtol=0, atol=10 * EPS)
 
 
+def test_an_atom_whose_edges_all_lack_an_envelope_gets_nothing(edges, score):
+    envelope = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0], dtype=torch.float64)[:, None]
+    score.requires_grad_(True)
+    weight = edge_softmax(score, edges, envelope)
+    assert not weight[:3].any()
+    assert torch.autograd.grad(weight.square().sum(), score)[0].isfinite().all()
+
+
 def test_large_scores_do_not_overflow(edges, score):
     assert edge_softmax(score + 1e4, edges).isfinite().all()

@@ -15,6 +15,8 @@ UNKNOWN_WORDS = [
 ]
 BAD = [
     ({"encoder": "dit"}, "encoder='dit' does not exist in variant 'scitix'"),
+    ({"feed_forward_dropout": 1.0}, r"proj_drop must be in \[0, 1\), got 1.0"),
+    ({"drop_path": -0.1}, r"drop_path_rate must be in \[0, 1\), got -0.1"),
     ({"variant": "microsoft", "encoder": "transformer"}, "encoder='transformer' does not exist in variant 'microsoft'"),
     ({"clusters": "kmeans"}, "clusters='kmeans' do not exist in variant 'scitix'"),
     ({"variant": "modular", "clusters": "kmeans", "orders": ("all", "all")}, "with_cluster needs one attention order"),

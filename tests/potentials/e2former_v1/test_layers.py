@@ -12,6 +12,8 @@ from e2former_calc.potentials.e2former_v1.layers import (
     LearnedGaussianBasis,
     SeparableLayerNorm,
     SmearedGaussianBasis,
+    drop_channels,
+    drop_structures,
     smooth_leaky_relu,
 )
 from e2former_calc.potentials.layers import SO3Linear
@@ -39,6 +41,28 @@ def test_separable_norm_balances_all_higher_degrees_together(x):
     torch.testing.assert_close(balanced, torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-4)
     ratio = y[:, 1:] / x[:, 1:]
     torch.testing.assert_close(ratio, ratio[:, :1, :1].expand_as(ratio), rtol=0, atol=100 * EPS)
+
+
+def test_a_structure_keeps_or_misses_an_update_as_a_whole():
+    batch = torch.arange(400).repeat_interleave(3)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        kept = drop_structures(torch.ones(1200, 4, 2), batch, 0.25).unflatten(0, (400, 3)).flatten(1)
+    assert kept.eq(kept[:, :1]).all()
+    assert sorted(set(kept[:, 0].tolist())) == pytest.approx([0.0, 4 / 3])
+    # Five standard deviations of the mean of 400 draws.
+    assert abs(kept.mean().item() - 1.0) < 5 * (0.25 / 0.75 / 400) ** 0.5
+
+
+def test_components_of_a_degree_are_dropped_together():
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        kept = drop_channels(torch.ones(50, 9, 6), 0.5)
+    for degree in range(3):
+        rows = kept[:, degree**2 : (degree + 1) ** 2]
+        assert rows.eq(rows[:, :1]).all()
+    assert not kept[:, 0].equal(kept[:, 1])
+    assert set(kept.flatten().tolist()) == {0.0, 2.0}
 
 
 def test_smooth_leaky_relu_has_slopes_one_and_a_fifth():

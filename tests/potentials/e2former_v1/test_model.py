@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from e2former_calc.potentials.e2former_v1 import E2FormerV1
 from e2former_calc.potentials.e2former_v1.sphere import SphereGrid
@@ -13,6 +14,7 @@ from e2former_calc.potentials.interface import EnergyModel
 from e2former_calc.potentials.system import System
 
 EPS = torch.finfo(torch.float64).eps
+ROTATION = torch.from_numpy(Rotation.random(rng=3).as_matrix())
 
 
 def predict(potential, system):
@@ -100,6 +102,31 @@ def test_dropout_acts_in_training_except_in_the_last_layer(build, methanol):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             assert (predict(potential, methanol).energy != quiet).item() is changes
+
+
+@pytest.mark.parametrize("kind", ["drop_path", "feed_forward_dropout"])
+@pytest.mark.parametrize("parts", [("s2",), ("s3", "s2")])
+def test_dropped_updates_act_in_training_except_in_the_last_layer(build, methanol, kind, parts):
+    for layers, changes in ((1, False), (2, True)):
+        potential = build(num_layers=layers, orders=("first",) * layers, alpha_dropout=0.0, feed_forward=parts,
+                          **{kind: 0.5})  # fmt: skip
+        quiet = predict(potential, methanol).energy
+        assert predict(potential, methanol).energy.equal(quiet)
+        potential.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            assert (predict(potential, methanol).energy != quiet).item() is changes
+
+
+def test_dropout_keeps_rotation_invariance(build, methanol):
+    potential = build(drop_path=0.3, feed_forward_dropout=0.4, alpha_dropout=0.2, feed_forward=("s3",)).train()
+    turned = methanol.with_positions(methanol.positions @ ROTATION.T)
+    energies = []
+    for system in (methanol, turned):
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            energies.append(predict(potential, system).energy)
+    torch.testing.assert_close(energies[1], energies[0], rtol=0, atol=1e6 * EPS)
 
 
 def test_every_parameter_of_a_plain_network_has_a_gradient(build, methanol):

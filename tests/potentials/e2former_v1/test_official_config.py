@@ -99,6 +99,11 @@ def test_gradient_heads_are_read():
     assert (config.gradient_forces, config.force_head) == (True, "none")
 
 
+def test_dropout_of_training_is_read():
+    config = read(alpha_drop=0.3, proj_drop=0.2, drop_path_rate=0.1)
+    assert (config.alpha_dropout, config.feed_forward_dropout, config.drop_path) == (0.3, 0.2, 0.1)
+
+
 @pytest.mark.parametrize("name", ["math", "memory_efficient", "flash"])
 def test_kernel_names_of_the_readme_say_nothing_about_the_mathematics(name):
     with warnings.catch_warnings():

@@ -95,6 +95,9 @@ def test_dropout_cannot_be_compiled(potential, dataset):
         compiled_loss(potential, batches)(system, graphs, labels, weights=WEIGHTS, counts=counts)
 
 
+ENCODER = {"encoder": "dit", "encoder_hidden": 4, "encoder_heads": 2, "encoder_layers": 1}
+
+
 @pytest.fixture
 def original_potential() -> Callable[..., EnergyPotential]:
     """The original E2Former with random weights; keyword arguments change its configuration."""
@@ -118,7 +121,7 @@ def original_potential() -> Callable[..., EnergyPotential]:
 
 def test_traced_steps_of_the_original_e2former_equal_plain_ones(original_potential, mixed):
     batches = Batches(mixed, CUTOFF)
-    compiled = compiled_loss(original_potential(), batches)
+    compiled = compiled_loss(original_potential(**ENCODER), batches)
     for indices in ([12, 0, 1], [13]):
         assert_equals_plain(compiled, batches, indices)
 
@@ -126,7 +129,9 @@ def test_traced_steps_of_the_original_e2former_equal_plain_ones(original_potenti
 @pytest.mark.compiler
 @pytest.mark.skipif(not compiler_available(torch.device("cpu")), reason="there is no C++ compiler")
 @pytest.mark.parametrize(
-    "changes", [{"encoder": "dit"}, {"orders": ("all",), "score": "dot_alpha", "lmax": 2, "channels": 8}]
+    "changes",
+    [ENCODER, {"orders": ("all",), "score": "dot_alpha", "lmax": 2, "channels": 8}],
+    ids=["encoder", "all orders"],
 )
 def test_compiled_steps_of_the_original_e2former_equal_plain_ones(original_potential, mixed, changes):
     batches = Batches(mixed, CUTOFF)
