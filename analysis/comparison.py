@@ -11,6 +11,7 @@ from e2former_calc.analysis.distances import distance_distribution
 from e2former_calc.analysis.histograms import BlockedHistogram, NoiseFloor, noise_floor
 from e2former_calc.analysis.pair_counts import Pair, RdfSettings
 from e2former_calc.analysis.rdf import radial_distributions
+from e2former_calc.analysis.resampling import block_count
 from e2former_calc.analysis.trajectory import FrameSource, TrajectoryError, check_same_atoms
 
 
@@ -58,15 +59,15 @@ def compare_distances(
         r_max_A: end of the range; published 10, 15, 25.
         n_bins: number of bins.
         stop: use frames 0 ... stop - 1 of the rollout (`Stability.usable_frames`); default all.
-        n_blocks: blocks of each trajectory.
+        n_blocks: blocks of each trajectory; of the reference more if the rollout is shorter than one of them.
 
     Raises:
         TrajectoryError: if atoms differ, if no frame is left, or naming a frame that is not finite.
     """
     length = _check(rollout, reference, stop)
-    first = distance_distribution(rollout, r_max_A=r_max_A, n_bins=n_bins, stop=length, n_blocks=n_blocks)
-    second = distance_distribution(reference, r_max_A=r_max_A, n_bins=n_bins, n_blocks=n_blocks)
     share = _relative_length(rollout, reference, length)
+    first = distance_distribution(rollout, r_max_A=r_max_A, n_bins=n_bins, stop=length, n_blocks=n_blocks)
+    second = distance_distribution(reference, r_max_A=r_max_A, n_bins=n_bins, n_blocks=block_count([share], n_blocks))
     curves = [_compare("h(r)", first.total, second.total, rng, share=share)]
     for label, partial in first.partial.items():
         curves.append(_compare(f"h(r) {label}", partial, second.partial[label], rng, share=share))
@@ -92,15 +93,15 @@ def compare_radial_distributions(
         rng: for the bootstrap of the noise floor.
         settings: range, bins and normalisation; default `RdfSettings()`, published numbers need `MDSIM_RDF`.
         stop: use frames 0 ... stop - 1 of the rollout (`Stability.usable_frames`); default all.
-        n_blocks: blocks of each trajectory.
+        n_blocks: blocks of each trajectory; of the reference more if the rollout is shorter than one of them.
 
     Raises:
         TrajectoryError: if atoms differ, if no frame is left, or naming a frame that is not finite.
     """
     length = _check(rollout, reference, stop)
-    first = radial_distributions(rollout, pairs, settings, stop=length, n_blocks=n_blocks)
-    second = radial_distributions(reference, pairs, settings, n_blocks=n_blocks)
     share = _relative_length(rollout, reference, length)
+    first = radial_distributions(rollout, pairs, settings, stop=length, n_blocks=n_blocks)
+    second = radial_distributions(reference, pairs, settings, n_blocks=block_count([share], n_blocks))
     return [
         _compare(f"g(r) {'-'.join(a.pair)}", a.g, b.g, rng, share=share) for a, b in zip(first, second, strict=True)
     ]
@@ -139,5 +140,5 @@ def _compare(
 ) -> ComparedCurve:
     floor = None
     if reference.n_blocks > 1:
-        floor = noise_floor(reference, rng, rollout_blocks=share * reference.n_blocks)
+        floor = noise_floor(reference, rng, lengths=[share * reference.n_blocks])
     return ComparedCurve(label, rollout, reference, rollout.mae(reference), floor)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from e2former_calc.analysis.constants import BOLTZMANN_EV_PER_K, KJ_PER_MOL_EV
 from e2former_calc.analysis.histograms import block_bounds
+from e2former_calc.analysis.resampling import Resampling
 from e2former_calc.analysis.statistics import jensen_shannon_divergence
 
 KT_KJ_PER_MOL_PER_K: Final = BOLTZMANN_EV_PER_K / KJ_PER_MOL_EV
@@ -64,19 +65,19 @@ def ramachandran_map(
     return RamachandranMap(edges, counts / counts.sum(), len(phi_degrees))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MapDistance:
     """How far two Ramachandran maps are apart.
 
     Attributes:
         divergence: Jensen-Shannon divergence (base 2, 0 to 1).
         error: its standard error by the jackknife over blocks of the rollout; NaN for a single block.
-        noise: divergence between the two halves of the reference.
+        noise: divergence of pairs of samples that were drawn from the reference; one number for its two halves.
     """
 
     divergence: float
     error: float
-    noise: float
+    noise: Float[np.ndarray, " repetitions"]
 
 
 def compare_maps(
@@ -85,6 +86,7 @@ def compare_maps(
     *,
     n_bins: int = 36,
     n_blocks: int = 5,
+    resampling: Resampling | None = None,
 ) -> MapDistance:
     """Divergence of the maps of one residue.
 
@@ -93,6 +95,7 @@ def compare_maps(
         reference_degrees: the same of the reference.
         n_bins: bins along each angle; few frames need wide bins.
         n_blocks: consecutive blocks of the rollout for the error.
+        resampling: of consecutive parts of the reference, for the noise; None: its two halves.
 
     Raises:
         ValueError: for an empty rollout, or fewer than two frames of the reference.
@@ -112,9 +115,26 @@ def compare_maps(
     if len(blocks) > 1:
         left_out = np.array([jensen_shannon_divergence(total - block, target) for block in blocks])
         error = float(np.sqrt((len(blocks) - 1) * left_out.var()))
-    middle = n_reference // 2
-    halves = counts(reference_degrees, 0, middle), counts(reference_degrees, middle, n_reference)
-    return MapDistance(jensen_shannon_divergence(total, target), error, jensen_shannon_divergence(*halves))
+    part = np.arange(n_reference) * (2 if resampling is None else resampling.rollouts.shape[1]) // n_reference
+    pairs = [(np.array([1.0, 0.0]), np.array([0.0, 1.0]))]
+    if resampling is not None:
+        pairs = list(zip(resampling.rollouts, resampling.reference, strict=True))
+    edges = np.linspace(-180.0, 180.0, n_bins + 1)
+    cell = _cell_of(reference_degrees, edges)
+    noise = [
+        jensen_shannon_divergence(*(np.bincount(cell, chosen[part], minlength=n_bins**2) for chosen in pair))
+        for pair in pairs
+    ]
+    return MapDistance(jensen_shannon_divergence(total, target), error, np.array(noise))
+
+
+def _cell_of(
+    angles_degrees: tuple[Float[np.ndarray, " frames"], Float[np.ndarray, " frames"]],
+    edges: Float[np.ndarray, " edges"],
+) -> Int[np.ndarray, " frames"]:
+    """Number of the bin of phi and psi that each frame falls in."""
+    phi, psi = (np.searchsorted(edges, _wrap(angles), side="right") - 1 for angles in angles_degrees)
+    return np.asarray(psi * (len(edges) - 1) + phi)
 
 
 def surface_profiles(

@@ -13,12 +13,14 @@ the cost of a small matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from e2former_calc.analysis.resampling import REPETITIONS, resample
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +67,16 @@ class BlockedHistogram:
         left_out = self.values(1.0 - np.eye(n))
         return np.asarray(np.sqrt((n - 1) * left_out.var(axis=0)))
 
+    def merged(self, n_blocks: int) -> BlockedHistogram:
+        """The same in about `n_blocks` longer blocks of neighbours; unchanged if there are not twice as many."""
+        starts = np.arange(0, self.n_blocks, max(1, self.n_blocks // max(1, n_blocks)))
+        return BlockedHistogram(
+            self.edges,
+            np.add.reduceat(self.numerators, starts),
+            np.add.reduceat(self.denominators, starts),
+            np.add.reduceat(self.frames, starts),
+        )
+
     def mae(self, reference: BlockedHistogram) -> float:
         """Mean absolute difference times the upper end of the range, as published for h(r) and g(r).
 
@@ -77,16 +89,17 @@ class BlockedHistogram:
         return mean_absolute_error(self.values(), reference.values(), upper=float(self.edges[-1]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NoiseFloor:
     """What `BlockedHistogram.mae` gives when nothing but sampling differs; same unit.
 
     Attributes:
         halves: between the first and the second half of the reference.
-        mean: expected for a perfect model, by block bootstrap of the reference.
+        mean: expected for a perfect model, by stretches of the reference as long as the rollouts.
         std: standard deviation of the same.
         upper_95: larger values have a probability of 5 %.
         n_blocks: blocks of the reference that were resampled; below about 10 the bootstrap is rough.
+        band: half width of the band that 95 % of the differences in each bin keep within, unit of the curve.
     """
 
     halves: float
@@ -94,46 +107,52 @@ class NoiseFloor:
     std: float
     upper_95: float
     n_blocks: int
+    band: Float[np.ndarray, " bins"]
 
 
 def noise_floor(
     reference: BlockedHistogram,
     rng: np.random.Generator,
     *,
-    rollout_blocks: float | None = None,
-    repetitions: int = 200,
-) -> NoiseFloor:
-    """Error that a rollout of a perfect model would show, from the reference alone.
+    lengths: Sequence[float] | None = None,
+    repetitions: int = REPETITIONS,
+) -> NoiseFloor | None:
+    """Error that rollouts of a perfect model would show, from the reference alone.
 
-    Two independent samples of blocks are drawn with replacement, one as long as the reference, one as long as the
-    rollout, and compared. Blocks must be longer than the correlation time, or the floor comes out too low.
+    Two independent samples are put together from stretches of the reference (`resampling`), one as long as the
+    reference, one with a stretch as long as each rollout, and compared. The reference should be longer than its
+    correlations by far, or the floor comes out too low.
 
     Args:
-        reference: curve of the reference in two blocks or more.
+        reference: curve of the reference in two blocks or more, none longer than a rollout if it can be.
         rng: source of random numbers.
-        rollout_blocks: length of the rollout in blocks of the reference (by time); default: as long as it.
-        repetitions: number of bootstrap samples.
+        lengths: of each rollout, in blocks of the reference (by time); default: one, as long as the reference.
+        repetitions: number of pairs of samples.
+
+    Returns:
+        None if most samples have nothing to normalise by.
 
     Raises:
-        ValueError: if the reference has one block only, or `rollout_blocks` is not positive.
+        ValueError: if the reference has one block only, or a length is not positive.
     """
     n = reference.n_blocks
     if n < 2:
         raise ValueError("the reference has one block: a noise floor needs two or more, choose a larger `n_blocks`")
-    if rollout_blocks is not None and rollout_blocks <= 0:
-        raise ValueError(f"`rollout_blocks` must be positive, got {rollout_blocks}")
+    drawn = resample(n, [float(n)] if lengths is None else lengths, rng, repetitions=repetitions)
+    known = (drawn.rollouts @ reference.denominators > 0) & (drawn.reference @ reference.denominators > 0)
+    if 2 * known.sum() < repetitions:
+        return None
     upper = float(reference.edges[-1])
-    drawn = 1 if rollout_blocks is None else max(1, round(rollout_blocks))
-    drawn = n if rollout_blocks is None else drawn
-    uniform = np.full(n, 1.0 / n)
-    long = reference.values(rng.multinomial(n, uniform, size=repetitions).astype(np.float64))
-    short = reference.values(rng.multinomial(drawn, uniform, size=repetitions).astype(np.float64))
-    errors = upper * np.abs(long - short).mean(axis=1)
+    difference = reference.values(drawn.rollouts[known]) - reference.values(drawn.reference[known])
+    errors = upper * np.abs(difference).mean(axis=1)
     first = np.arange(n) < n // 2
     halves = mean_absolute_error(
         reference.values(first.astype(np.float64)), reference.values((~first).astype(np.float64)), upper=upper
     )
-    return NoiseFloor(halves, float(errors.mean()), float(errors.std()), float(np.quantile(errors, 0.95)), n)
+    return NoiseFloor(
+        halves, float(errors.mean()), float(errors.std()), float(np.quantile(errors, 0.95)), n,
+        np.asarray(1.96 * difference.std(axis=0)),
+    )  # fmt: skip
 
 
 def mean_absolute_error(

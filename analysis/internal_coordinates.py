@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from e2former_calc.analysis.histograms import BlockedHistogram, block_bounds
+from e2former_calc.analysis.resampling import Resampling
 from e2former_calc.analysis.statistics import DistributionDistance, distribution_distance
-from e2former_calc.analysis.topology import pair_vectors
+from e2former_calc.analysis.topology import in_slices, pair_vectors
 from e2former_calc.analysis.trajectory import FrameSource, Trajectory, iterate_chunks
 
 
@@ -61,6 +62,10 @@ class Backbone:
 
 def bond_angles(chunk: Trajectory, angles: Int[np.ndarray, "angles 3"]) -> Float[np.ndarray, "frames angles"]:
     """Angles (degrees, 0 to 180) in each frame."""
+    return in_slices(chunk, len(angles), lambda part: _angles(part, angles))
+
+
+def _angles(chunk: Trajectory, angles: Int[np.ndarray, "angles 3"]) -> Float[np.ndarray, "frames angles"]:
     first, second = pair_vectors(chunk, angles[:, [1, 0]]), pair_vectors(chunk, angles[:, [1, 2]])
     sine = np.linalg.norm(np.cross(first, second), axis=-1)
     return np.asarray(np.degrees(np.arctan2(sine, np.einsum("fak,fak->fa", first, second))))
@@ -70,6 +75,10 @@ def dihedral_angles(
     chunk: Trajectory, dihedrals: Int[np.ndarray, "dihedrals 4"]
 ) -> Float[np.ndarray, "frames dihedrals"]:
     """Dihedral angles (degrees, in (-180, 180], IUPAC sign: positive is clockwise looking from atom 2 to 3)."""
+    return in_slices(chunk, len(dihedrals), lambda part: _dihedrals(part, dihedrals))
+
+
+def _dihedrals(chunk: Trajectory, dihedrals: Int[np.ndarray, "dihedrals 4"]) -> Float[np.ndarray, "frames dihedrals"]:
     first, axis, last = (pair_vectors(chunk, dihedrals[:, [k, k + 1]]) for k in range(3))
     left, right = np.cross(first, axis), np.cross(axis, last)
     sine = np.einsum("fdk,fdk->fd", first, right) * np.linalg.norm(axis, axis=-1)
@@ -190,11 +199,18 @@ def compare_coordinates(
     reference: Float[np.ndarray, "reference_frames terms"],
     *,
     periodic: bool = False,
+    resampling: Resampling | None = None,
 ) -> list[DistributionDistance]:
-    """Distance between the distributions of every bond, angle or dihedral, beside that of the reference's halves.
+    """Distance between the distributions of every bond, angle or dihedral, beside the one that sampling alone makes.
 
     Dihedrals (`periodic`, degrees) are measured from the circular mean of the reference, so that a peak at 180 degrees
     is one peak.
+
+    Args:
+        rollout: values in each frame.
+        reference: the same of the reference, in the order of time.
+        periodic: whether 360 degrees make no difference.
+        resampling: of the frames of the reference, for the noise; None: its two halves.
 
     Raises:
         ValueError: if the numbers of terms differ.
@@ -204,7 +220,7 @@ def compare_coordinates(
     if periodic:
         mean = np.degrees(np.angle(np.exp(1j * np.radians(reference)).mean(axis=0)))
         rollout, reference = ((values - mean + 180.0) % 360.0 - 180.0 for values in (rollout, reference))
-    return [distribution_distance(rollout[:, k], reference[:, k]) for k in range(rollout.shape[1])]
+    return [distribution_distance(rollout[:, k], reference[:, k], resampling) for k in range(rollout.shape[1])]
 
 
 def _neighbours(bonds: Int[np.ndarray, "bonds 2"], n_atoms: int) -> list[list[int]]:

@@ -17,8 +17,10 @@ from e2former_calc.analysis.topology import nearest_image, plane_spacings
 from e2former_calc.analysis.trajectory import Trajectory, TrajectoryError
 
 FIRST_EDGE_A: Final = 1e-6
-BATCH_PAIRS: Final = 1_000_000
-"""Distances binned at a time; fewer would be dominated by the overhead of calls."""
+BATCH_PAIRS: Final = 4_000_000
+"""Pairs in frames looked at between two histograms; at most half of them are in range and held in memory."""
+CACHE_NUMBERS: Final = 24_000
+"""Distances taken at a time: so many stay in the processor's cache, fewer are dominated by the overhead of calls."""
 FAR_BATCH_PAIRS: Final = 250_000
 """The same where vectors of all of them are held in memory."""
 CELL_LIST_PAIRS: Final = 2_000_000
@@ -157,51 +159,59 @@ def _count_short(chunk: Trajectory, pairs: PairList, settings: RdfSettings) -> F
     cells = chunk.cells()
     fractional = chunk.positions @ np.linalg.inv(cells)
     metric = cells @ cells.transpose(0, 2, 1)
-    rows = max(1, BATCH_PAIRS // max(1, pairs.size))
+    rows = max(1, min(BATCH_PAIRS // max(1, pairs.size), CACHE_NUMBERS // max(1, len(pairs.partners))))
     found = []
     for start in range(0, len(chunk), rows):
         frames = slice(start, start + rows)
         first, second = (
-            np.ascontiguousarray(fractional[frames][:, atoms].transpose(2, 0, 1))
+            np.ascontiguousarray(fractional[frames][:, atoms].transpose(2, 1, 0))
             for atoms in (pairs.centers, pairs.partners)
         )
-        found.append(_count_batch(first, second, metric[frames, :, :, None], pairs=pairs, settings=settings))
+        found.append(_count_batch(first, second, metric[frames], pairs=pairs, settings=settings))
     total = np.concatenate(found)
     return 2.0 * total if pairs.same else total
 
 
 def _count_batch(
-    first: Float[np.ndarray, "3 frames a"],
-    second: Float[np.ndarray, "3 frames b"],
-    metric: Float[np.ndarray, "frames 3 3 1"],
+    first: Float[np.ndarray, "3 a frames"],
+    second: Float[np.ndarray, "3 b frames"],
+    metric: Float[np.ndarray, "frames 3 3"],
     *,
     pairs: PairList,
     settings: RdfSettings,
 ) -> Float[np.ndarray, "frames bins"]:
-    index = np.empty((first.shape[1], pairs.size), dtype=np.intp)
-    column = 0
+    """Only the squares of the distances are taken of all pairs; most of these are out of range."""
+    n_frames, width, limit = first.shape[2], settings.n_bins + 1, settings.r_max_A**2
+    found = []
     for k, center in enumerate(pairs.centers):
         skip = k + 1 if pairs.same else 0
-        delta = second[:, :, skip:] - first[:, :, k : k + 1]
+        delta = second[:, skip:] - first[:, k : k + 1]
         delta -= np.rint(delta)
-        distance = np.sqrt(_squared_length(delta, metric))
+        squares = _squared_length(delta, metric)
         if pairs.molecule_of is not None:
-            distance[:, pairs.molecule_of[pairs.partners[skip:]] == pairs.molecule_of[center]] = np.inf
-        end = column + distance.shape[1]
-        index[:, column:end] = uniform_bin_index(distance, FIRST_EDGE_A, settings.r_max_A, settings.n_bins)
-        column = end
-    return _count_index(index, settings.n_bins)
+            squares[pairs.molecule_of[pairs.partners[skip:]] == pairs.molecule_of[center]] = np.inf
+        near = np.flatnonzero(squares < limit)
+        index = uniform_bin_index(np.sqrt(squares.ravel()[near]), FIRST_EDGE_A, settings.r_max_A, settings.n_bins)
+        near %= n_frames
+        near *= width
+        index += near
+        found.append(index)
+    counts = np.bincount(np.concatenate(found), minlength=n_frames * width).reshape(n_frames, width)
+    return counts[:, :-1].astype(np.float64)
 
 
 def _squared_length(
-    fractional: Float[np.ndarray, "3 frames pairs"], metric: Float[np.ndarray, "frames 3 3 1"]
-) -> Float[np.ndarray, "frames pairs"]:
-    x, y, z = fractional
-    squared = x * x * metric[:, 0, 0] + y * y * metric[:, 1, 1] + z * z * metric[:, 2, 2]
-    for i, j in ((0, 1), (0, 2), (1, 2)):
-        if metric[:, i, j].any():
-            squared += fractional[i] * fractional[j] * (2.0 * metric[:, i, j])
-    return np.asarray(squared)
+    fractional: Float[np.ndarray, "3 pairs frames"], metric: Float[np.ndarray, "frames 3 3"]
+) -> Float[np.ndarray, "pairs frames"]:
+    """Overwrites `fractional`."""
+    cross = [(i, j) for i, j in ((0, 1), (0, 2), (1, 2)) if metric[:, i, j].any()]
+    mixed = [fractional[i] * fractional[j] * (2.0 * metric[:, i, j]) for i, j in cross]
+    fractional *= fractional
+    fractional *= metric[:, np.arange(3), np.arange(3)].T[:, None]
+    squared: Float[np.ndarray, "pairs frames"] = fractional[0]
+    for part in (fractional[1], fractional[2], *mixed):
+        squared += part
+    return squared
 
 
 def _count_far(chunk: Trajectory, pairs: PairList, settings: RdfSettings) -> Float[np.ndarray, "frames bins"]:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from e2former_calc.analysis.pair_counts import Pair, RdfSettings
 from e2former_calc.analysis.rdf import MDSIM_RDF, radial_distributions, radial_distributions_by_frame
-from e2former_calc.analysis.topology import BOND_TOLERANCE_A, bond_lengths, bonds_of_frame, covalent_bonds
+from e2former_calc.analysis.topology import BOND_TOLERANCE_A, bond_lengths, bonds_of_frame, covalent_bonds, slices
 from e2former_calc.analysis.trajectory import (
     FrameSource,
     Trajectory,
@@ -325,9 +325,10 @@ def _worst_deviations(
     rollout: FrameSource, reference: BondReference
 ) -> tuple[Float[np.ndarray, " frames"], Int[np.ndarray, " frames"]]:
     worst, which = [], []
-    for chunk in iterate_unchecked(rollout):
+    parts = (part for chunk in iterate_unchecked(rollout) for part in slices(chunk, len(reference.bonds)))
+    for part in parts:
         with np.errstate(invalid="ignore", over="ignore"):
-            deviation = np.abs(_lengths(chunk, reference.bonds, reference.box_A) - reference.lengths_A)
+            deviation = np.abs(_lengths(part, reference.bonds, reference.box_A) - reference.lengths_A)
         deviation[~np.isfinite(deviation)] = np.inf
         index = np.argmax(deviation, axis=1)
         value = deviation[np.arange(len(index)), index]

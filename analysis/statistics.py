@@ -9,6 +9,7 @@ import scipy.stats
 from jaxtyping import Float
 
 from e2former_calc.analysis.correlation import autocorrelation
+from e2former_calc.analysis.resampling import Resampling
 
 
 @dataclass(frozen=True)
@@ -26,21 +27,26 @@ class Estimate:
     n_independent: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DistributionDistance:
     """How far two samples are apart.
 
     Attributes:
         wasserstein: W1 in the unit of the samples.
         ks_statistic: Kolmogorov-Smirnov statistic, 0 to 1.
-        noise_wasserstein: W1 between the two halves of the reference.
-        noise_ks: the same for the Kolmogorov-Smirnov statistic.
+        noise: W1 of pairs of samples that were drawn from the reference; one number if these are its two halves.
+        noise_ks: mean Kolmogorov-Smirnov statistic of the same.
     """
 
     wasserstein: float
     ks_statistic: float
-    noise_wasserstein: float
+    noise: Float[np.ndarray, " repetitions"]
     noise_ks: float
+
+    @property
+    def noise_wasserstein(self) -> float:
+        """Mean W1 if nothing but sampling differs."""
+        return float(self.noise.mean())
 
 
 def statistical_inefficiency(series: Float[np.ndarray, " frames"]) -> float:
@@ -109,23 +115,51 @@ def decorrelated(series: Float[np.ndarray, " frames"]) -> Float[np.ndarray, " sa
 
 
 def distribution_distance(
-    samples: Float[np.ndarray, " samples"], reference: Float[np.ndarray, " reference_samples"]
+    samples: Float[np.ndarray, " samples"],
+    reference: Float[np.ndarray, " reference_samples"],
+    resampling: Resampling | None = None,
 ) -> DistributionDistance:
-    """Wasserstein-1 and Kolmogorov-Smirnov distance, beside those of the two halves of the reference.
+    """Wasserstein-1 and Kolmogorov-Smirnov distance, beside those that sampling alone makes.
+
+    Args:
+        samples: of the rollouts.
+        reference: in the order of time.
+        resampling: of the samples of the reference, for the noise; None: its two halves.
 
     Raises:
-        ValueError: for an empty sample or fewer than two samples of the reference.
+        ValueError: for an empty sample, fewer than two samples of the reference, or a resampling of other samples.
     """
     if not len(samples) or len(reference) < 2:
         raise ValueError(f"too few samples: {len(samples)} against {len(reference)}; needed are 1 and 2 or more")
-    middle = len(reference) // 2
-    first, second = reference[:middle], reference[middle:]
+    if resampling is None:
+        first = np.arange(len(reference)) < len(reference) // 2
+        differences = (first / first.sum() - ~first / (~first).sum())[None]
+    else:
+        differences = resampling.differences
+    if differences.shape[1] != len(reference):
+        raise ValueError(f"the resampling is of {differences.shape[1]} samples, the reference has {len(reference)}")
+    noise, noise_ks = _weighted_distances(reference, differences)
     return DistributionDistance(
         wasserstein=float(scipy.stats.wasserstein_distance(samples, reference)),
         ks_statistic=_ks_statistic(samples, reference),
-        noise_wasserstein=float(scipy.stats.wasserstein_distance(first, second)),
-        noise_ks=_ks_statistic(first, second),
+        noise=noise,
+        noise_ks=float(noise_ks.mean()),
     )
+
+
+def _weighted_distances(
+    values: Float[np.ndarray, " samples"], differences: Float[np.ndarray, "repetitions samples"]
+) -> tuple[Float[np.ndarray, " repetitions"], Float[np.ndarray, " repetitions"]]:
+    """W1 and Kolmogorov-Smirnov statistic of two sets of weights on the same values, from their difference.
+
+    Both follow from the difference of the cumulative distributions: W1 is its integral, KS its largest value; equal
+    values make one step.
+    """
+    order = np.argsort(values)
+    gaps = np.diff(values[order])
+    steps = np.cumsum(differences[:, order], axis=1)[:, :-1]
+    heights = np.abs(steps)
+    return heights @ gaps, (heights * (gaps > 0)).max(axis=1, initial=0.0)
 
 
 def jensen_shannon_divergence(p: Float[np.ndarray, "*bins"], q: Float[np.ndarray, "*bins"]) -> float:

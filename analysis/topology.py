@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,10 @@ from e2former_calc.analysis.trajectory import FrameSource, Trajectory, iterate_c
 
 BOND_TOLERANCE_A: Final[float] = 0.6
 """Atoms closer than the sum of their covalent radii plus this count as bonded (the published rule)."""
+
+
+SLICE_TERMS: Final = 50_000
+"""Bonds, angles or dihedrals measured at a time: their vectors stay in the processor's cache."""
 
 
 def covalent_bonds(
@@ -122,7 +127,32 @@ def plane_spacings(cells: Float[np.ndarray, "*frames 3 3"]) -> Float[np.ndarray,
 
 def bond_lengths(chunk: Trajectory, bonds: Int[np.ndarray, "bonds 2"]) -> Float[np.ndarray, "frames bonds"]:
     """Length (Å) of each bond in each frame, to the nearest image in a periodic cell."""
-    return np.asarray(np.linalg.norm(pair_vectors(chunk, bonds), axis=-1))
+    return in_slices(chunk, len(bonds), lambda part: np.linalg.norm(pair_vectors(part, bonds), axis=-1))
+
+
+def in_slices(
+    chunk: Trajectory, n_terms: int, measure: Callable[[Trajectory], Float[np.ndarray, "slice terms"]]
+) -> Float[np.ndarray, "frames terms"]:
+    """What `measure` gives, taken from few frames at a time, so that its intermediate results stay small.
+
+    Args:
+        chunk: frames.
+        n_terms: numbers that `measure` gives for each frame.
+        measure: of some of the frames.
+    """
+    result = np.empty((len(chunk), n_terms))
+    end = 0
+    for part in slices(chunk, n_terms):
+        start, end = end, end + len(part)
+        result[start:end] = measure(part)
+    return result
+
+
+def slices(chunk: Trajectory, n_terms: int) -> Iterator[Trajectory]:
+    """Consecutive parts of a chunk with about `SLICE_TERMS` terms each, `n_terms` of every frame."""
+    rows = max(1, SLICE_TERMS // max(1, n_terms))
+    for start in range(0, len(chunk), rows):
+        yield chunk.read(start, min(start + rows, len(chunk)))
 
 
 def pair_vectors(chunk: Trajectory, pairs: Int[np.ndarray, "pairs 2"]) -> Float[np.ndarray, "frames pairs 3"]:

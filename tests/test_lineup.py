@@ -241,3 +241,38 @@ def test_liquids_are_compared_by_g_of_r() -> None:
     found = line_up(runs)
     assert found.sentences[1].startswith("g(r) Ar-Ar MAE: cold ")
     assert "rdf" in [drawing.name for drawing in drawings(found)]
+
+
+def test_a_report_of_another_version_is_refused(good: JudgedRun, tmp_path: Path):
+    write_report(analyze_rollouts([ethanol(2)], REFERENCE), tmp_path / "run")
+    path = tmp_path / "run" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"format_version": 1}), encoding="utf-8")
+    with pytest.raises(ComparisonError, match="was written by another version"):
+        read_run(tmp_path / "run", "old")
+
+
+def test_what_short_rollouts_leave_open_is_said(good: JudgedRun, hot: JudgedRun):
+    short = changed(good, "verdict", caveats=["The rollouts are short."])
+    assert line_up([short, hot]).sentences[-1] == "other: the rollouts are short."
+    assert line_up([short, changed_name(short)]).sentences[-1] == "The rollouts are short."
+
+
+def test_the_band_is_that_of_the_shortest_run(good: JudgedRun):
+    short = run("short", ethanol(6, frames=20))
+    bands = [
+        overlays(line_up(pair), "distances")[0].noise
+        for pair in ([good, short], [short, good], [good, changed_name(good)])
+    ]
+    assert np.array_equal(bands[0], bands[1])
+    assert bands[0].sum() > 1.2 * bands[2].sum()
+
+
+def test_scatter_between_rollouts_counts(good: JudgedRun):
+    table = {q.name: q for _, q in good.quantities()}
+    values = [entry["value"] for entry in good.summary["sections"]["size"]["quantities"][1:]]
+    assert table["mean radius of gyration"].error >= 0.999 * np.std(values, ddof=1) / np.sqrt(2)
+
+
+def changed_name(known: JudgedRun) -> JudgedRun:
+    """The same run again."""
+    return replace(known, name="again")

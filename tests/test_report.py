@@ -130,6 +130,14 @@ def test_frames_that_do_not_exist_are_not_stable():
     assert "ends after 120 of 501 frames" in verdict.sentences[0]
 
 
+@pytest.mark.parametrize("times", [None, np.zeros(1)])
+def test_a_single_frame_is_not_a_complete_rollout(times):
+    single = replace(ethanol(2).read(0, 1), times_fs=times)
+    verdict = analyze_rollouts([single, ethanol(3)], REFERENCE, ReportSettings(expected_ps=1.0)).verdict
+    assert verdict.n_stable == 1
+    assert "there is one frame only, 1 ps are expected" in verdict.sentences[0]
+
+
 def test_a_rollout_that_fails_at_once_leaves_nothing_to_compare():
     broken = moved(ethanol(2), 0, MOVED, [9.0, 9.0, 9.0])
     report = analyze_rollouts([broken], REFERENCE)
@@ -244,6 +252,51 @@ def test_liquids_are_judged_by_g_of_r():
         "g(r) O-O MAE", "g(r) O-H MAE", "g(r) H-H MAE"
     }  # fmt: skip
     assert report.section("size").skipped == "The system is periodic: it has no radius of gyration."
+
+
+def drifting(seed: int, frames: int, *, memory: float = 0.998) -> Trajectory:
+    """Ethanol whose size wanders slowly, its inefficiency being (1 + memory) / (1 - memory) frames."""
+    rng = np.random.default_rng(seed)
+    size = np.zeros(frames)
+    for frame in range(1, frames):
+        size[frame] = memory * size[frame - 1] + rng.normal() * np.sqrt(1 - memory**2)
+    trajectory = ethanol(seed, frames=frames, width_A=0.005)
+    return replace(trajectory, positions=trajectory.positions * (1.0 + 0.02 * size)[:, None, None])
+
+
+LONG = drifting(1, 20_000)
+
+
+def test_a_short_part_of_the_reference_is_within_its_noise():
+    for start in (1000, 7000, 15000):
+        report = analyze_rollouts([LONG.read(start, start + 100)], LONG)
+        beyond = [quantity.name for quantity in report.quantities() if quantity.beyond_noise]
+        assert len(beyond) <= 0.25 * sum(quantity.beyond_noise is not None for quantity in report.quantities()), beyond
+
+
+def test_a_short_rollout_has_no_more_samples_than_its_length_allows():
+    section = analyze_rollouts([LONG.read(1000, 1100)], LONG).section("size")
+    mean = next(quantity for quantity in section.quantities if quantity.name.startswith("mean radius"))
+    spread = abs(mean.value - mean.reference)
+    assert mean.note.startswith("less than one independent sample: in the reference one takes ")
+    assert mean.error > 0.5 * spread
+    assert not mean.beyond_noise
+
+
+def test_short_rollouts_are_told_to_be_short():
+    short, long = (analyze_rollouts([LONG.read(0, frames)], LONG).verdict for frames in (100, 20_000))
+    assert any("0.99 ps hold less than one independent sample of the radius of gyration" in s for s in short.sentences)
+    assert not any("The rollouts are short" in sentence for sentence in long.sentences)
+
+
+def test_noise_is_that_of_as_many_rollouts_of_their_length():
+    one, four = (
+        analyze_rollouts([LONG.read(k, k + 100) for k in range(0, 100 * count, 100)], LONG, COARSE) for count in (1, 4)
+    )
+    for name in ("distances", "coordinates", "size", "torsions"):
+        floors = [report.section(name).quantities[0].noise_floor for report in (one, four)]
+        assert floors[0] > 1.3 * floors[1], name
+    assert "4 separate stretches as long as the rollouts (0.99 ps)" in four.noise
 
 
 def test_a_dissolved_liquid_is_not_stable():

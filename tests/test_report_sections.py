@@ -14,6 +14,7 @@ from ase.calculators.emt import EMT
 from e2former_calc.analysis.constants import AMU_A2_PER_FS2_EV, BOLTZMANN_EV_PER_K
 from e2former_calc.analysis.trajectory import Trajectory, TrajectoryError
 from e2former_calc.report import Method, ReportSettings, Section, analyze_rollouts
+from e2former_calc.report.sources import survey
 
 ETHANOL = molecule("CH3CH2OH")
 SETTINGS = ReportSettings(n_bins=60, temperature_K=300.0)
@@ -137,6 +138,15 @@ def test_hot_hydrogen_is_seen():
     assert value(found, "kinetic energy, p value of the canonical distribution") < 0.01
 
 
+def test_slow_heat_leaves_few_independent_kinetic_energies():
+    rollout = turning(1, frames=400)
+    kinetic = np.asarray(survey("run", rollout).kinetic_eV)
+    slow = 0.3 * np.sin(np.arange(400) / 60.0)
+    found = section("kinetics", replace(rollout, energies=slow - kinetic), turning(2))
+    assert not any("p value" in quantity.name for quantity in found.quantities)
+    assert any("p value" in quantity.name for quantity in section("kinetics", rollout, turning(2)).quantities)
+
+
 def test_drift_of_the_whole_is_measured():
     rollout = turning(1)
     flying = replace(rollout, velocities=np.asarray(rollout.velocities) + np.array([0.02, 0.0, 0.0]))
@@ -175,6 +185,20 @@ def test_the_model_is_judged_on_frames_of_the_reference():
     found = section("truth", turning(1, frames=40), reference, model=Method("shifted", Shifted()))
     assert value(found, "force MAE, the reference's frames") == pytest.approx(50.0)
     assert "what the reference stores" in found.remarks[0]
+
+
+def test_a_reference_without_forces_is_told_from_rollouts_without():
+    reason = section("truth", labelled(turning(1, frames=40)), turning(2), model=Method("shifted", Shifted())).skipped
+    assert reason.startswith("The reference stores no energies and forces")
+    assert "--truth" in reason
+    reason = section("truth", turning(1, frames=40), turning(2), truth=Method("EMT", EMT())).skipped
+    assert reason.startswith("The rollouts store no energies and forces")
+
+
+def test_without_a_model_there_is_no_configurational_temperature():
+    found = section("kinetics", turning(1), turning(2))
+    assert not any(quantity.name == "configurational temperature" for quantity in found.quantities)
+    assert "The configurational temperature needs the model that made the rollouts (--model)." in found.remarks
 
 
 def test_errors_on_rollouts_stand_beside_those_on_the_reference():

@@ -162,6 +162,68 @@ def test_a_report_is_replaced_on_request_only(report, folder, tmp_path):
     assert not (copy / "figures" / "old.png").exists()
 
 
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def killed_in_page(*_: object) -> str:
+    raise Killed
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_old_report_is_there_until_the_new_one_is(report, folder, tmp_path, monkeypatch):
+    copy = tmp_path / "report"
+    shutil.copytree(folder, copy)
+    monkeypatch.setattr("e2former_calc.report.writing.page", killed_in_page)
+    with pytest.raises(Killed):
+        write_report(replace(report, sections=report.sections[:1]), copy, overwrite=True)
+    assert contents(copy) == contents(folder)
+
+
+def test_a_first_report_that_was_killed_can_be_written_again(report, tmp_path, monkeypatch):
+    short = replace(report, sections=report.sections[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr("e2former_calc.report.writing.page", killed_in_page)
+        patch.setattr("e2former_calc.report.writing.shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            write_report(short, tmp_path / "report")
+    assert [path.name[:8] for path in (tmp_path / "report").iterdir()] == [".report-"]
+    write_report(short, tmp_path / "report")
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "figures",
+        "report.html",
+        "summary.json",
+        "tables",
+    }
+
+
+@pytest.mark.parametrize("moved", [1, 2, 5])
+def test_a_report_killed_while_it_takes_its_place_can_be_replaced(report, tmp_path, monkeypatch, moved):
+    short, replaced, count = replace(report, sections=report.sections[:1]), Path.replace, iter(range(100))
+
+    def killed(self: Path, target: Path) -> Path:
+        if next(count) == moved:
+            raise Killed
+        return replaced(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(Killed):
+            write_report(short, tmp_path / "report")
+    assert write_report(short, tmp_path / "report", overwrite=True)[0].is_file()
+
+
+def test_files_of_others_survive_beside_the_figures(report, folder, tmp_path):
+    copy = tmp_path / "report"
+    shutil.copytree(folder, copy)
+    (copy / "figures" / "mine.txt").touch()
+    write_report(replace(report, sections=report.sections[:1]), copy, overwrite=True)
+    assert (copy / "figures" / "mine.txt").exists()
+
+
 def test_a_folder_with_other_files_is_left_alone(report, tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="not empty and holds no report"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from e2former_calc.cli.messages import notice
-from e2former_calc.cli.options import overwrite_option, run_options
+from e2former_calc.cli.options import Command, overwrite_option, run_options
 
 if TYPE_CHECKING:
     from e2former_calc.report import Method, Quantity, Report, ReportSettings, Section
@@ -32,6 +32,21 @@ Frames 0 to 999 of one file against the others: e2former analyze md.h5@:1000 --r
 """
 
 
+def truth_options(function: Command) -> Command:
+    """Add the options of a ground-truth calculator to a command."""
+    name = click.option(
+        "--truth", metavar="NAME",
+        help="Recalculate frames with gfn2 or gfn1 (xTB, needs tblite), a name that ASE knows, package.module:Class, "
+        "or model:PATH_OR_NAME.",
+    )  # fmt: skip
+    options = click.option(
+        "--truth-options", multiple=True, metavar="KEY=VALUE",
+        help="Keyword argument of that calculator, or a JSON object of them; repeatable.",
+    )  # fmt: skip
+    samples = click.option("--truth-samples", type=int, help="Frames of each trajectory that are recalculated (20).")
+    return name(options(samples(function)))
+
+
 @click.command(epilog=f"Exit code: 0 all rollouts stable to the end, {NOT_STABLE} one is not, 1 error.\n\n{EXAMPLES}")
 @click.argument("rollouts", metavar="ROLLOUT...", nargs=-1, required=True)
 @click.option("--reference", required=True, metavar="TRAJ", help="Ground-truth trajectory of the same atoms.")
@@ -39,21 +54,12 @@ Frames 0 to 999 of one file against the others: e2former analyze md.h5@:1000 --r
     "--preset", type=click.Choice(NAMES),
     help="Temperature, thresholds and ranges that the published tables were made with; other options win.",
 )  # fmt: skip
-@click.option(
-    "--truth", metavar="NAME",
-    help="Recalculate frames with gfn2 or gfn1 (xTB, needs tblite), a name that ASE knows, package.module:Class, or "
-    "model:PATH_OR_NAME.",
-)  # fmt: skip
-@click.option(
-    "--truth-options", multiple=True, metavar="KEY=VALUE",
-    help="Keyword argument of that calculator, or a JSON object of them; repeatable.",
-)  # fmt: skip
+@truth_options
 @click.option(
     "--model", metavar="PATH_OR_NAME",
     help="Model that made the rollouts: adds its errors on the reference's own frames, and the configurational "
     "temperature.",
 )  # fmt: skip
-@click.option("--truth-samples", type=int, help="Frames of each trajectory that are recalculated (20).")
 @click.option("--charge", type=int, metavar="INTEGER", help="Total charge in e, for --truth and --model.")
 @click.option("--multiplicity", type=int, metavar="INTEGER", help="2S+1, for --truth and --model.")
 @click.option("--temperature-K", "temperature_K", type=float, help="Target in K, if the files do not say it.")
@@ -105,7 +111,7 @@ def analyze(
     settings = _settings(preset, values)
     with TemporaryDirectory(prefix="e2former-truth-") as folder:
         methods = {
-            "truth": _truth(reference, options, Path(folder), alone=model_name is None),
+            "truth": truth_method(reference, options, Path(folder), alone=model_name is None),
             "model": _model(reference, model_name, options, Path(folder)),
         }
         report = analyze_rollouts(rollouts, reference, settings, **methods, progress=analysis_progress())
@@ -172,9 +178,21 @@ def _settings(preset: str | None, values: dict[str, Any]) -> ReportSettings:
     return replace(PRESETS[preset] if preset else ReportSettings(), **given)
 
 
-def _truth(reference: str, options: dict[str, Any], folder: Path, *, alone: bool) -> Method | None:
-    """The ground-truth calculator, made for the first frame of the reference; `alone`: there is no model either."""
+def truth_method(reference: str, options: Mapping[str, Any], folder: Path, *, alone: bool) -> Method | None:
+    """The ground-truth calculator, made for the first frame of the reference; None if there is no name.
+
+    Args:
+        reference: file of the reference.
+        options: `truth`, `truth_options`, `charge` and `multiplicity` as given.
+        folder: for files that the calculator writes.
+        alone: whether charge and multiplicity are for nothing else.
+
+    Raises:
+        ValueError: if options belong to a calculator that is not named, or there is no such calculator.
+    """
     if options["truth"] is not None:
+        if not alone and not _takes_charge(options["truth"]):
+            options = {**options, "charge": None, "multiplicity": None}
         return _method(reference, options["truth"], options, folder)
     names = ["truth_options", *(["charge", "multiplicity"] if alone else [])]
     unused = next((name for name in names if options[name] not in (None, ())), None)
@@ -183,14 +201,21 @@ def _truth(reference: str, options: dict[str, Any], folder: Path, *, alone: bool
     return None
 
 
-def _model(reference: str, name: str | None, options: dict[str, Any], folder: Path) -> Method | None:
+def _takes_charge(name: str) -> bool:
+    """Whether charge and multiplicity can be told to a calculator; of others they are options like any."""
+    from e2former_calc.reference_md.calculators import MODEL_PREFIX, XTB_METHODS
+
+    return name in XTB_METHODS or name.startswith(MODEL_PREFIX)
+
+
+def _model(reference: str, name: str | None, options: Mapping[str, Any], folder: Path) -> Method | None:
     """The model that made the rollouts."""
     if name is None:
         return None
-    return _method(reference, f"model:{name}", options | {"truth_options": ()}, folder)
+    return _method(reference, f"model:{name}", {**options, "truth_options": ()}, folder)
 
 
-def _method(reference: str, name: str, options: dict[str, Any], folder: Path) -> Method:
+def _method(reference: str, name: str, options: Mapping[str, Any], folder: Path) -> Method:
     """A calculator for the first frame of the reference."""
     from e2former_calc.reference_md import CalculatorRecipe, parse_options
     from e2former_calc.reference_md.calculators import prepare

@@ -14,12 +14,17 @@ from e2former_calc.analysis.distances import DistanceDistribution, distance_dist
 from e2former_calc.analysis.histograms import BlockedHistogram, noise_floor
 from e2former_calc.analysis.pair_counts import Pair, RdfSettings
 from e2former_calc.analysis.rdf import radial_distributions
+from e2former_calc.analysis.trajectory import FrameSource
+from e2former_calc.report import noise
 from e2former_calc.report.figures import Curve, draw_curve, draw_pairs
 from e2former_calc.report.section import Drawing, Quantity, Section, Table, finite
 from e2former_calc.report.sources import Case
 
 MAX_PAIRS = 10
 """Pairs of elements with curves of their own."""
+
+LEAST_ROLLOUTS = 4
+"""From so many on errors are those over rollouts; of fewer, over blocks of them."""
 
 NO_FRAME = "No frame of any rollout is stable: there is nothing to compare."
 
@@ -55,11 +60,11 @@ class CurveKind:
 
 H_OF_R = CurveKind(
     "distances", "Interatomic distances h(r)", "1", "h(r) [1/Å]", "Δh(r) [1/Å]",
-    "integral of |Δh| over r, 0 to 2, as published; error by the jackknife over blocks of the rollouts",
+    "integral of |Δh| over r, 0 to 2, as published; error by the jackknife over rollouts or blocks of them",
 )  # fmt: skip
 G_OF_R = CurveKind(
     "rdf", "Radial distribution functions g(r)", "Å", "g(r) [1]", "Δg(r) [1]",
-    "range times the mean of |Δg|, as published; error by the jackknife over blocks of the rollouts",
+    "range times the mean of |Δg|, as published; error by the jackknife over rollouts or blocks of them",
 )  # fmt: skip
 
 
@@ -72,9 +77,10 @@ def distances_section(case: Case) -> Section:
         return Section(kind.name, kind.title, skipped="There is only one atom, and so no distance.")
     if not case.usable:
         return Section(kind.name, kind.title, skipped=NO_FRAME)
-    options = {"r_max_A": settings.r_max_A, "n_bins": settings.n_bins, "n_blocks": settings.n_blocks}
-    found = [distance_distribution(run.source, stop=run.usable, **options) for run in case.usable]  # type: ignore[arg-type]
-    known = distance_distribution(case.reference.source, **options)  # type: ignore[arg-type]
+    known, *found = (
+        distance_distribution(source, r_max_A=settings.r_max_A, n_bins=settings.n_bins, stop=stop, n_blocks=n_blocks)
+        for source, stop, n_blocks in blocked_sources(case)
+    )
     if not known.total.denominators.all():
         return Section(kind.name, kind.title, skipped=f"No distance is shorter than {settings.r_max_A:g} Å.")
     return compared_section(kind, _by_label(found), _by_label([known])[0], case)
@@ -90,14 +96,20 @@ def rdf_section(case: Case) -> Section:
         return Section(kind.name, kind.title, skipped=NO_FRAME)
     pairs = _pairs(case)
     chosen = RdfSettings(settings.rdf_r_max_A, settings.n_bins)
-    found = [
+    known, *found = (
         {
             f"g(r) {'-'.join(part.pair)}": part.g
-            for part in radial_distributions(source, pairs, chosen, stop=stop, n_blocks=settings.n_blocks)
+            for part in radial_distributions(source, pairs, chosen, stop=stop, n_blocks=n_blocks)
         }
-        for source, stop in [(run.source, run.usable) for run in case.usable] + [(case.reference.source, None)]
-    ]
-    return compared_section(kind, found[:-1], found[-1], case)
+        for source, stop, n_blocks in blocked_sources(case)
+    )
+    return compared_section(kind, found, known, case)
+
+
+def blocked_sources(case: Case) -> list[tuple[FrameSource, int | None, int]]:
+    """Reference and rollouts with the frame to stop before and the number of blocks for histograms of each."""
+    own = [(run.source, run.usable, case.settings.n_blocks) for run in case.usable]
+    return [(case.reference.source, None, noise.reference_blocks(case)), *own]
 
 
 def _pairs(case: Case) -> list[Pair]:
@@ -129,17 +141,16 @@ def compared_section(
     Args:
         kind: words for them.
         rollouts: curves by label, of each rollout in `case.usable`.
-        reference: the same of the reference.
+        reference: the same of the reference, in `noise.reference_blocks` blocks.
         case: rollouts and reference.
         remarks: sentences to put first.
     """
-    share = sum(case.share(run) for run in case.usable)
     rng = np.random.default_rng(case.settings.seed)
     compared = [
-        _compare(label, pooled([part[label] for part in rollouts]), known, share, rng)
+        _compare(label, pooled([part[label] for part in rollouts]), known, case, rng)
         for label, known in reference.items()
     ]
-    drawn = {curve.label: _drawn(curve, share, kind) for curve in compared}
+    drawn = {curve.label: _drawn(curve, kind) for curve in compared}
     pairs = [curve for label, curve in drawn.items() if label not in ("h(r)", "g(r) *-*")][: MAX_PAIRS + 2]
     return Section(
         kind.name,
@@ -147,41 +158,30 @@ def compared_section(
         quantities=tuple(_quantity(curve, kind) for curve in compared),
         tables=(_table(kind, compared), *_replica_table(kind, rollouts, reference, case)),
         drawings=_drawings(kind, [*drawn.values()], pairs),
-        remarks=(*remarks, *_remarks(case, share)),
+        remarks=(*remarks, *_remarks(case)),
     )
 
 
 def pooled(parts: Sequence[BlockedHistogram]) -> BlockedHistogram:
-    """The blocks of several trajectories together."""
+    """The blocks of several trajectories together; of `LEAST_ROLLOUTS` or more each is one block."""
+    chosen = [part.merged(1) for part in parts] if len(parts) >= LEAST_ROLLOUTS else parts
     return BlockedHistogram(
         parts[0].edges,
-        np.concatenate([part.numerators for part in parts]),
-        np.concatenate([part.denominators for part in parts]),
-        np.concatenate([part.frames for part in parts]),
+        np.concatenate([part.numerators for part in chosen]),
+        np.concatenate([part.denominators for part in chosen]),
+        np.concatenate([part.frames for part in chosen]),
     )
 
 
 def _compare(
-    label: str, rollout: BlockedHistogram, reference: BlockedHistogram, share: float, rng: np.random.Generator
+    label: str, rollout: BlockedHistogram, reference: BlockedHistogram, case: Case, rng: np.random.Generator
 ) -> ComparedCurve:
-    floors = [
-        noise_floor(part, rng, rollout_blocks=share * part.n_blocks)
-        for part in (reference, merged(reference, 2))
-        if part.n_blocks > 1 and part.denominators.all()
-    ]
-    floor = max(floors, key=lambda found: found.mean, default=None)
-    return ComparedCurve(label, rollout, reference, rollout.mae(reference), floor)
-
-
-def merged(curve: BlockedHistogram, size: int) -> BlockedHistogram:
-    """The same with longer blocks, of `size` neighbours each; the last one may be shorter."""
-    starts = np.arange(0, curve.n_blocks, size)
-    return BlockedHistogram(
-        curve.edges,
-        np.add.reduceat(curve.numerators, starts),
-        np.add.reduceat(curve.denominators, starts),
-        np.add.reduceat(curve.frames, starts),
-    )
+    """Floors need blocks as short as a rollout, the errors of the reference's bins long ones."""
+    floor = None
+    if reference.n_blocks > 1:
+        floor = noise_floor(reference, rng, lengths=noise.lengths(case, reference.n_blocks))
+    known = reference.merged(case.settings.n_blocks)
+    return ComparedCurve(label, rollout, known, rollout.mae(known), floor)
 
 
 def _quantity(curve: ComparedCurve, kind: CurveKind) -> Quantity:
@@ -206,11 +206,11 @@ def _jackknife(curve: ComparedCurve) -> float:
     return float(np.sqrt((n - 1) * difference.var()) * curve.reference.edges[-1])
 
 
-def _drawn(curve: ComparedCurve, share: float, kind: CurveKind) -> Curve:
-    """With the band that the difference keeps within, bin by bin, from the blocks of the reference."""
-    noise = 1.96 * np.nan_to_num(curve.reference.errors()) * np.sqrt(1.0 + 1.0 / share)
+def _drawn(curve: ComparedCurve, kind: CurveKind) -> Curve:
+    """With the band that the difference keeps within, bin by bin."""
+    band = np.zeros_like(curve.reference.centers) if curve.floor is None else curve.floor.band
     return Curve(
-        curve.label, curve.reference.centers, curve.rollout.values(), curve.reference.values(), noise, kind.limits
+        curve.label, curve.reference.centers, curve.rollout.values(), curve.reference.values(), band, kind.limits
     )
 
 
@@ -245,6 +245,8 @@ def _table(kind: CurveKind, compared: Sequence[ComparedCurve]) -> Table:
         for name, part in (("rollouts", curve.rollout), ("reference", curve.reference)):
             columns[f"{curve.label} {name}"] = part.values().tolist()
             columns[f"{curve.label} {name} error"] = part.errors().tolist()
+        if curve.floor is not None:
+            columns[f"{curve.label} noise band"] = curve.floor.band.tolist()
     return Table(kind.name, columns)
 
 
@@ -262,17 +264,10 @@ def _replica_table(
     return (Table(f"{kind.name}-by-rollout", columns),)
 
 
-def _remarks(case: Case, share: float) -> tuple[str, ...]:
-    remarks = [
-        "The noise floor is the same number between two independent samples of blocks of the reference, one of them as "
-        f"long as the stable part of the rollouts, {share:.3g} times the reference; of floors with blocks of two "
-        "lengths the larger one."
-    ]
-    if case.reference.times_ps is None:
-        remarks.append(
-            "The frames of the reference are not in the order of time: its noise floor is that of independent frames, "
-            "which the correlated frames of a rollout do not reach."
-        )
-    elif share > 1.5:
-        remarks.append("The rollouts are longer than the reference: the noise is mostly that of the reference.")
-    return tuple(remarks)
+def _remarks(case: Case) -> tuple[str, ...]:
+    if case.reference.times_ps is not None:
+        return ()
+    return (
+        "The frames of the reference are not in the order of time: its noise floor is that of independent frames, "
+        "which the correlated frames of a rollout do not reach.",
+    )

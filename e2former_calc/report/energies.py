@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from e2former_calc.analysis.ensembles import kinetic_energy_test
-from e2former_calc.analysis.statistics import Estimate, decorrelated, mean_with_error
+from e2former_calc.analysis.statistics import Estimate, mean_with_error, statistical_inefficiency
 from e2former_calc.analysis.thermodynamics import EnergyDrift, energy_drift
+from e2former_calc.report.correlations import mean_beside
 from e2former_calc.report.figures import Trace, draw_energy_and_temperature, draw_total_energy
 from e2former_calc.report.section import Drawing, Quantity, Section, Table, finite
 from e2former_calc.report.sources import Case, Run
@@ -22,6 +23,9 @@ SAME_ZERO = 0.05
 
 MOVING_FRAMES = 20
 """Frames from which on fluctuations are judged."""
+
+WIDTH_SAMPLES = 50
+"""Independent kinetic energies that their distribution is judged from, at least."""
 
 
 def conserves_energy(run: Run, ensemble: str | None) -> bool:
@@ -45,6 +49,24 @@ def total_energy(run: Run) -> Float[np.ndarray, " frames"] | None:
         return None
     total = np.asarray(run.energies_eV[: run.usable] + run.kinetic_eV[: run.usable])
     return total if np.isfinite(total).all() else None
+
+
+def thermal_inefficiency(run: Run) -> float:
+    """Frames of a thermostatted run that make one independent kinetic energy, at least 1.
+
+    No fewer than of the total energy: the thermostat changes it slowly, and half of that shows in the kinetic energy,
+    where fast vibrations hide it.
+    """
+    series = [total_energy(run), None if run.kinetic_eV is None else run.kinetic_eV[: run.usable]]
+    known = [values for values in series if values is not None and len(values) > 1]
+    return max((statistical_inefficiency(values) for values in known), default=1.0)
+
+
+def independent_kinetic(run: Run) -> Float[np.ndarray, " samples"]:
+    """Kinetic energies (eV) of a thermostatted run, far enough apart in time to be independent."""
+    if run.kinetic_eV is None:
+        return np.zeros(0)
+    return np.asarray(run.kinetic_eV[: run.usable : int(np.ceil(thermal_inefficiency(run)))])
 
 
 def energies_section(case: Case) -> Section:
@@ -166,17 +188,18 @@ def _band(values: Float[np.ndarray, " frames"] | None) -> tuple[float, float] | 
 
 def _temperature_quantities(case: Case, remarks: list[str]) -> list[Quantity]:
     reference = None if case.reference.temperatures_K is None else _mean(case.reference.temperatures_K)
+    target = "" if reference is not None or case.temperature_K is None else f"; the target is {case.temperature_K:g} K"
     found = []
     for run in case.usable:
         if run.temperatures_K is None or run.usable < 2:
             continue
-        mean = _mean(run.temperatures_K[: run.usable])
+        mean, samples = _mean_of(run, case)
         found.append(
             Quantity(
                 f"mean temperature, {run.name}", mean.value, "K", finite(mean.error),
                 reference=None if reference is None else reference.value,
                 reference_error=None if reference is None else finite(reference.error),
-                note=f"{run.degrees} degrees of freedom, {mean.n_independent:.3g} independent samples",
+                note=f"{run.degrees} degrees of freedom, {samples}{target}",
             )
         )  # fmt: skip
         found += _kinetic_test(run, case)
@@ -192,8 +215,8 @@ def _kinetic_test(run: Run, case: Case) -> list[Quantity]:
     target = case.temperature_K
     if target is None or run.kinetic_eV is None or conserves_energy(run, case.settings.ensemble):
         return []
-    samples = decorrelated(run.kinetic_eV[: run.usable])
-    if len(samples) < MOVING_FRAMES:
+    samples = independent_kinetic(run)
+    if len(samples) < WIDTH_SAMPLES:
         return []
     test = kinetic_energy_test(samples, run.degrees, target, np.random.default_rng(case.settings.seed))
     return [
@@ -202,6 +225,21 @@ def _kinetic_test(run: Run, case: Case) -> list[Quantity]:
             note=f"of the distribution of the kinetic energy; the target is {target:g} K, {test.n_samples} samples",
         )
     ]  # fmt: skip
+
+
+def _mean_of(run: Run, case: Case) -> tuple[Estimate, str]:
+    """Mean temperature of a rollout, and how many independent samples are behind it."""
+    values, known = np.asarray(run.temperatures_K)[: run.usable], case.reference.temperatures_K
+    if known is None or len(known) < MOVING_FRAMES or not (np.isfinite(values).all() and np.isfinite(known).all()):
+        mean = _mean(values)
+    else:
+        mean, samples = mean_beside(values, run, known, case.reference)
+        if mean.n_independent <= 1.0:
+            return mean, samples
+    most = len(values) if conserves_energy(run, case.settings.ensemble) else len(values) / thermal_inefficiency(run)
+    if most < mean.n_independent:
+        mean = Estimate(mean.value, mean.error * float(np.sqrt(mean.n_independent / most)), most)
+    return mean, f"{mean.n_independent:.3g} independent samples"
 
 
 def _mean(values: Float[np.ndarray, " frames"]) -> Estimate:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2former_calc.analysis.trajectory import FrameSource, TrajectoryError, iterate_chunks
-from e2former_calc.report.correlations import noise_caveat
+from e2former_calc.report.correlations import noise_caveats
 from e2former_calc.report.curves import distances_section, rdf_section
 from e2former_calc.report.diffusion import diffusion_section
 from e2former_calc.report.energies import drift_section, energies_section
 from e2former_calc.report.kinetics import kinetics_section
+from e2former_calc.report.noise import convention
 from e2former_calc.report.section import Quantity, Section, reason_of
 from e2former_calc.report.settings import ReportSettings
 from e2former_calc.report.shape import backbone_section, coordinates_section, size_section
@@ -72,6 +73,7 @@ class Verdict:
         closeness: "within noise", "beyond noise" or "unknown": the headline number against the noise of the reference.
         headline: that number: h(r) of molecules, the worst g(r) of periodic systems; None if there is none.
         sentences: the verdict in words.
+        caveats: those of them that say what short trajectories leave open.
     """
 
     n_stable: int
@@ -79,6 +81,7 @@ class Verdict:
     closeness: str
     headline: Quantity | None
     sentences: tuple[str, ...]
+    caveats: tuple[str, ...] = ()
 
     @property
     def stable(self) -> bool:
@@ -99,6 +102,7 @@ class Report:
         formula: chemical formula.
         n_atoms: number of atoms.
         temperature_K: target temperature; None if unknown.
+        noise: how the noise that numbers stand beside was taken from the reference.
     """
 
     verdict: Verdict
@@ -109,6 +113,7 @@ class Report:
     formula: str
     n_atoms: int
     temperature_K: float | None
+    noise: str = ""
 
     def quantities(self) -> list[Quantity]:
         """The numbers of all sections."""
@@ -167,10 +172,10 @@ def analyze_rollouts(
         for name, title, evaluate in SECTIONS:
             say(title)
             sections.append(_guarded(name, title, evaluate, cut))
-        caveat = noise_caveat(cut)
+        caveats = noise_caveats(cut)
         atoms = case.reference.source.read(0, 1).to_atoms(0)
     return Report(
-        verdict=judge(verdicts, sections, caveat),
+        verdict=judge(verdicts, sections, caveats),
         sections=tuple(sections),
         settings=chosen,
         rollouts=tuple(_facts(run) for run in case.rollouts),
@@ -178,16 +183,17 @@ def analyze_rollouts(
         formula=atoms.get_chemical_formula(),
         n_atoms=len(atoms),
         temperature_K=case.temperature_K,
+        noise=convention(cut),
     )
 
 
-def judge(verdicts: Verdicts, sections: Sequence[Section], caveat: str | None = None) -> Verdict:
+def judge(verdicts: Verdicts, sections: Sequence[Section], caveats: Sequence[str] = ()) -> Verdict:
     """The verdict from the stability and the numbers of all sections.
 
     Args:
         verdicts: stability of every rollout.
         sections: the evidence.
-        caveat: a sentence on the noise, if there is something to say.
+        caveats: sentences on the noise, if there is something to say.
     """
     by_name = {section.name: section for section in sections}
     curves = (*by_name["distances"].quantities[:1], *by_name["rdf"].quantities)
@@ -196,8 +202,8 @@ def judge(verdicts: Verdicts, sections: Sequence[Section], caveat: str | None = 
     closeness = "unknown" if beyond is None else "beyond noise" if beyond else "within noise"
     compared = [q for section in sections for q in section.quantities if q.beyond_noise is not None]
     sentences = [_stability_sentence(verdicts), _closeness_sentence(headline), *_compared_sentences(compared)]
-    sentences += [caveat] if caveat is not None and compared else []
-    return Verdict(verdicts.n_stable, len(verdicts.combined), closeness, headline, tuple(sentences))
+    told = tuple(caveats) if compared else ()
+    return Verdict(verdicts.n_stable, len(verdicts.combined), closeness, headline, (*sentences, *told), told)
 
 
 def _stability_sentence(verdicts: Verdicts) -> str:
@@ -227,8 +233,8 @@ def _closeness_sentence(headline: Quantity | None) -> str:
         else "sampling alone does not explain the difference"
     )
     return (
-        f"{text}, {ratio:.2g} times the noise of the reference ({headline.noise_floor:.3g}{unit}, 95 % limit "
-        f"{limit:.3g}{unit}): {seen}."
+        f"{text}, {ratio:.2g} times the noise of sampling (a perfect model: {headline.noise_floor:.3g}{unit} on "
+        f"average, 95 % limit {limit:.3g}{unit}): {seen}."
     )
 
 

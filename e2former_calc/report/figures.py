@@ -91,8 +91,7 @@ def draw_bond_deviations(
 def draw_survival(curve: SurvivalCurve) -> Figure:
     """Kaplan-Meier estimate with its band."""
     figure, ((axes,),) = canvas()
-    times = np.concatenate([[0.0], curve.times_ps, [curve.last_ps]])
-    steps = [np.concatenate([[1.0], part, part[-1:] if len(part) else [1.0]]) for part in _bands(curve)]
+    times, *steps = survival_steps(curve)
     axes.fill_between(
         times, steps[1], steps[2], step="post", color=BAND, label=f"{100 * curve.confidence:g} % confidence"
     )
@@ -149,7 +148,7 @@ def draw_pairs(curves: Sequence[Curve], *, x_label: str, y_label: str) -> Figure
             ylim=(0.0, 1.1 * float(max(curve.reference.max(), curve.rollout.max(), 1e-9))),
         )
         if curve.limits is not None:
-            one.set_xticks(np.linspace(*curve.limits, 5))
+            one.set_xticks(np.linspace(*curve.limits, 3))
     for one in axes.flat[len(curves) :]:
         one.set_visible(False)
     for one in axes.flat[max(0, len(curves) - columns) : len(curves)]:
@@ -222,18 +221,18 @@ def draw_spectra(rollout: Spectrum, reference: Spectrum) -> Figure:
 def draw_ramachandran(reference: Sequence[RamachandranMap], rollout: Sequence[RamachandranMap]) -> Figure:
     """Maps of each residue: the reference above the rollouts, one scale of colours."""
     count = len(reference)
-    figure, axes = canvas(2, count, height_in=max(2 * 6.0 / count, 3.4) if count > 1 else 6.4)
+    figure, axes = canvas(2, count, height_in=1.0 + 2 * 6.2 / max(count, 2))
     peak = max(float(part.probability.max()) for part in (*reference, *rollout))
     for row, (maps, name) in enumerate(((reference, "reference"), (rollout, "rollout"))):
         for column, part in enumerate(maps):
             one, edges = axes[row, column], part.edges_degrees
             share = np.ma.masked_equal(100.0 * part.probability, 0.0)
             mesh = one.pcolormesh(edges, edges, share, cmap="cividis_r", vmin=0.0, vmax=100.0 * peak, rasterized=True)
-            one.set(aspect="equal", xticks=(-180, -90, 0, 90, 180), yticks=(-180, -90, 0, 90, 180))
+            one.set(aspect="equal", xticks=(-180, 0, 180), yticks=(-180, 0, 180))
             one.set_title(f"residue {column + 1}, {name}", fontsize="small")
             one.tick_params(labelsize="small")
             one.set(xlabel="φ [°]" if row else "", ylabel="" if column else "ψ [°]")
-    figure.colorbar(mesh, ax=axes, shrink=0.7, label="share of frames per bin [%]")
+    figure.colorbar(mesh, ax=axes, location="bottom", shrink=0.6, aspect=40, label="share of frames per bin [%]")
     return figure
 
 
@@ -256,8 +255,8 @@ def draw_sizes(traces: Sequence[Trace], reference: Values) -> Figure:
 
 
 def draw_coordinates(groups: Mapping[str, tuple[Sequence[DistributionDistance], str]]) -> Figure:
-    """Distance of every bond, angle and dihedral to the reference, against that of the reference's halves."""
-    figure, axes = canvas(1, len(groups), height_in=2.9)
+    """Distance of every bond, angle and dihedral to the reference, against the one that sampling alone makes."""
+    figure, axes = canvas(1, len(groups), height_in=2.4)
     for one, (color, (name, (distances, unit))) in zip(axes[0], zip(COLORS, groups.items(), strict=False), strict=True):
         noise = np.array([distance.noise_wasserstein for distance in distances])
         found = np.array([distance.wasserstein for distance in distances])
@@ -265,7 +264,7 @@ def draw_coordinates(groups: Mapping[str, tuple[Sequence[DistributionDistance], 
         one.fill_between(limits, [limits[0]] * 2, limits, color=BAND, linewidth=0)
         one.plot(limits, limits, color=GREY, linewidth=0.8)
         one.plot(noise, found, "o", color=color, markersize=3.5, alpha=0.8, clip_on=False)
-        one.set(xlabel=f"reference halves [{unit}]", ylabel=f"rollout [{unit}]")
+        one.set(xlabel=f"noise floor [{unit}]", ylabel=f"rollout [{unit}]")
         one.set_title(f"{len(distances)} {name}", fontsize="medium")
     return figure
 
@@ -295,8 +294,19 @@ def _extent(curves: Sequence[Curve]) -> tuple[float, float]:
     return 0.0, min(1.05 * float(curves[0].x[last]), end) or end
 
 
-def _bands(curve: SurvivalCurve) -> tuple[Values, Values, Values]:
-    return curve.survival, curve.lower, curve.upper
+def survival_steps(curve: SurvivalCurve) -> tuple[Values, Values, Values, Values]:
+    """Times, estimate, and both ends of its band, from 0 to the end of the observation.
+
+    Before the first failure, where Greenwood's formula has no width, the lower end is the probability of surviving
+    with which all rollouts survive in one of 20 cases.
+    """
+    unseen = (1.0 - curve.confidence) ** (1.0 / curve.n_replicas)
+    times = np.concatenate([[0.0], curve.times_ps, [curve.last_ps]])
+    parts = ((1.0, curve.survival), (unseen, curve.lower), (1.0, curve.upper))
+    estimate, lower, upper = (
+        np.concatenate([[first], part, part[-1:] if len(part) else [first]]) for first, part in parts
+    )
+    return times, estimate, lower, upper
 
 
 def _traces(axes: Axes, traces: Sequence[Trace]) -> None:

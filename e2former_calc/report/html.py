@@ -122,9 +122,10 @@ def _key_numbers(report: Report) -> str:
     if not compared:
         return ""
     return (
-        "<h2>Against the reference</h2>\n<p>Every number that the noise of the reference is known for. A perfect model "
-        "comes out near 1 in the column of noise; orange: sampling alone does not explain it.</p>\n"
-        + _quantities(compared, notes=False)
+        "<h2>Against the reference</h2>\n<p>Every number whose noise is known; a mean beside that of the reference "
+        "counts in units of their combined standard error. A perfect model comes out near 1 in the last column; "
+        "orange: sampling alone does not explain it.</p>\n"
+        f'<p class="small">{escape(report.noise)}</p>\n' + _quantities(compared, notes=False)
     )
 
 

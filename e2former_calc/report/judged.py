@@ -15,7 +15,7 @@ from e2former_calc.analysis.survival import SurvivalCurve, kaplan_meier
 from e2former_calc.report.evaluation import Report
 from e2former_calc.report.section import Quantity, finite
 from e2former_calc.report.settings import ReportSettings
-from e2former_calc.report.tables import FORMAT, summary
+from e2former_calc.report.tables import FORMAT, FORMAT_VERSION, summary
 from e2former_calc.report.writing import SUMMARY
 
 Columns = Mapping[str, Sequence[Any]]
@@ -103,6 +103,8 @@ def read_run(folder: str | Path, name: str) -> JudgedRun:
     missing = [key for key in needed if not isinstance(content, dict) or key not in content]
     if missing or content.get("format") != FORMAT:
         raise ComparisonError(f"{path} is not the summary of a rollout report (no {', '.join(missing) or FORMAT!r})")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ComparisonError(f"{path} was written by another version, with other noise floors: analyse the run again")
     tables = {table.stem: _read_table(table) for table in sorted((folder / "tables").glob("*.csv"))}
     if "stability" not in tables:
         raise ComparisonError(f"{folder} has no tables/stability.csv: analyse the run again")
@@ -147,15 +149,16 @@ def _merged(quantities: Sequence[Quantity], rollouts: Sequence[str]) -> Iterator
 
 
 def _mean(name: str, group: Sequence[Quantity]) -> Quantity:
+    """Mean over rollouts; its error is the larger one of those within rollouts and of the scatter between them."""
     first = group[0]
     known = [quantity for quantity in group if quantity.value is not None]
     if len(group) == 1 or not known:
         return Quantity(**(_arguments(first.to_dict()) | {"name": name}))
     values = np.array([quantity.value for quantity in known], dtype=np.float64)
     errors = np.array([np.nan if quantity.error is None else quantity.error for quantity in known])
-    error = float(np.sqrt((errors**2).sum())) / len(known)
-    if not np.isfinite(error):
-        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    within = float(np.sqrt((errors**2).sum())) / len(known)
+    between = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    error = float(np.fmax(within, between))
     note = f"mean of {len(known)} rollouts; {first.note}" if first.note else f"mean of {len(known)} rollouts"
     return Quantity(
         name, float(values.mean()), first.unit, finite(error), first.reference, first.reference_error, note=note

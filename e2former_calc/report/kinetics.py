@@ -19,7 +19,7 @@ from e2former_calc.analysis.thermodynamics import (
 )
 from e2former_calc.analysis.topology import molecules, whole_molecules
 from e2former_calc.analysis.trajectory import FrameSource, Trajectory, TrajectoryError, at_most
-from e2former_calc.report.energies import MOVING_FRAMES, conserves_energy
+from e2former_calc.report.energies import MOVING_FRAMES, WIDTH_SAMPLES, conserves_energy, independent_kinetic
 from e2former_calc.report.motion_figures import KineticSample, draw_kinetics
 from e2former_calc.report.section import Drawing, Quantity, Section, Table, finite
 from e2former_calc.report.sources import Case, Method, Run
@@ -29,6 +29,11 @@ A_PER_FS_IN_A_PER_PS = 1000.0
 MAX_ELEMENTS = 6
 LEAST_LAPLACIANS = 5
 """Frames that a configurational temperature is taken from, at least."""
+
+_FEW_LAPLACIANS = (
+    f"The configurational temperature needs {LEAST_LAPLACIANS} frames or more of a rollout (--truth-samples), and "
+    "curvatures that are positive on average."
+)
 
 
 def kinetics_section(case: Case) -> Section:
@@ -47,7 +52,7 @@ def kinetics_section(case: Case) -> Section:
     quantities += _common_motions(runs, known)
     configurational, remarks = _configurational(runs, case)
     quantities += configurational
-    samples = [_sample(runs, found), _sample(known, reference) if known else None]
+    samples = [_sample(runs, case, found), _sample(known, case, reference) if known else None]
     drawing = Drawing(
         "kinetics",
         "Left: distribution of the kinetic energy in independent frames, beside that of the canonical ensemble at the "
@@ -87,10 +92,11 @@ def _averaged(parts: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
 
 
 def _mean(estimates: Sequence[Estimate]) -> Estimate:
-    errors = np.array([estimate.error for estimate in estimates])
-    value = float(np.mean([estimate.value for estimate in estimates]))
-    n = sum(estimate.n_independent for estimate in estimates)
-    return Estimate(value, float(np.sqrt((errors**2).sum())) / len(errors), n)
+    """With the larger one of the errors within the trajectories and of the scatter between them."""
+    values, errors = (np.array([getattr(estimate, name) for estimate in estimates]) for name in ("value", "error"))
+    within = float(np.sqrt((errors**2).sum())) / len(errors)
+    between = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    return Estimate(float(values.mean()), max(within, between), sum(estimate.n_independent for estimate in estimates))
 
 
 def _temperatures(
@@ -140,8 +146,8 @@ def _distribution(runs: Sequence[Run], case: Case) -> list[Quantity]:
     chosen = [run for run in runs if not conserves_energy(run, case.settings.ensemble)]
     if target is None or not chosen or len({run.degrees for run in chosen}) > 1:
         return []
-    samples = np.concatenate([_independent(run) for run in chosen])
-    if len(samples) < MOVING_FRAMES:
+    samples = np.concatenate([independent_kinetic(run) for run in chosen])
+    if len(samples) < WIDTH_SAMPLES:
         return []
     test = kinetic_energy_test(samples, chosen[0].degrees, target, np.random.default_rng(case.settings.seed))
     return [
@@ -151,10 +157,6 @@ def _distribution(runs: Sequence[Run], case: Case) -> list[Quantity]:
             "a probability has no error",
         )
     ]  # fmt: skip
-
-
-def _independent(run: Run) -> Float[np.ndarray, " samples"]:
-    return decorrelated(np.asarray(run.kinetic_eV)[: run.usable])
 
 
 def _common_motions(runs: Sequence[Run], known: Sequence[Run]) -> list[Quantity]:
@@ -195,7 +197,7 @@ def _configurational(runs: Sequence[Run], case: Case) -> tuple[list[Quantity], l
         if estimate is not None:
             estimates.append(estimate)
     if not estimates:
-        return [], [remark, "The configurational temperature needs more frames, of positive mean curvature."]
+        return [], [remark, _FEW_LAPLACIANS]
     mean = _mean(estimates)
     note = f"<|F|²> / k<∇²U> with forces and curvatures of {case.model.name}; independent of the velocities"
     return [Quantity("configurational temperature", finite(mean.value), "K", finite(mean.error), note=note)], [remark]
@@ -225,8 +227,15 @@ def _from_positions(run: Run, model: Method, case: Case) -> Estimate | None:
         return None
 
 
-def _sample(runs: Sequence[Run], by_element: Mapping[str, Estimate]) -> KineticSample:
-    return KineticSample(np.concatenate([_independent(run) for run in runs]), runs[0].degrees, by_element)
+def _shown_kinetic(run: Run, case: Case) -> Float[np.ndarray, " samples"]:
+    """Of a run at constant energy only the kinetic energy itself tells which frames are independent."""
+    if conserves_energy(run, None if run is case.reference else case.settings.ensemble):
+        return decorrelated(np.asarray(run.kinetic_eV)[: run.usable])
+    return independent_kinetic(run)
+
+
+def _sample(runs: Sequence[Run], case: Case, by_element: Mapping[str, Estimate]) -> KineticSample:
+    return KineticSample(np.concatenate([_shown_kinetic(run, case) for run in runs]), runs[0].degrees, by_element)
 
 
 def _table(runs: Sequence[Run], limit: int) -> Table:

@@ -19,6 +19,9 @@ MINOR_SETTINGS = ("ensemble", "expected_ps", "n_blocks", "max_frames", "truth_sa
 SAME_LENGTH = 1.1
 """Ratio of stable times up to which noise floors count as alike."""
 
+UPPER_95_SIGMA = 1.645
+"""Where the upper 5 % of a normal distribution begin, in standard deviations."""
+
 HEADLINES = ("h(r) MAE", "g(r)")
 """Numbers that tell how close a run is to the reference: h(r) of molecules, else the g(r) that is worst."""
 
@@ -196,7 +199,19 @@ def _sentences(runs: Sequence[JudgedRun], metrics: Sequence[Metric]) -> list[str
     unsure = [run.name for run, verdict in zip(runs, verdicts, strict=True) if verdict.get("closeness") == "unknown"]
     if unsure:
         sentences.append(f"Nothing is known of how close these are to the reference: {', '.join(unsure)}.")
-    return sentences
+    return [*sentences, *_caveats(runs)]
+
+
+def _caveats(runs: Sequence[JudgedRun]) -> list[str]:
+    """What short trajectories leave open, with the names of the runs where it is not the same for all."""
+    by_text: dict[str, list[str]] = {}
+    for run in runs:
+        for text in run.summary["verdict"].get("caveats", ()):
+            by_text.setdefault(str(text), []).append(run.name)
+    return [
+        text if len(names) == len(runs) else f"{', '.join(names)}: {text[0].lower()}{text[1:]}"
+        for text, names in by_text.items()
+    ]
 
 
 def headline_of(metrics: Sequence[Metric]) -> Metric | None:
@@ -233,8 +248,16 @@ def _with_noise(quantity: Quantity, unit: str) -> str:
 
 
 def _clearly_larger(quantity: Quantity, best: Quantity) -> bool:
-    """Beyond the combined errors, and not explained by noise floors that differ."""
+    """Beyond the combined errors and what sampling scatters, and not explained by noise floors that differ."""
     if quantity.value is None or best.value is None or quantity.error is None or best.error is None:
         return False
+    errors = [max(one.error or 0.0, _scatter(one)) for one in (quantity, best)]
     difference = quantity.value - best.value - max(0.0, (quantity.noise_floor or 0.0) - (best.noise_floor or 0.0))
-    return difference > NOISE_LIMIT * hypot(quantity.error, best.error)
+    return difference > NOISE_LIMIT * hypot(*errors)
+
+
+def _scatter(quantity: Quantity) -> float:
+    """Standard deviation of the noise, from its mean and its 95 % limit as of a normal distribution."""
+    if quantity.noise_floor is None or quantity.noise_upper_95 is None:
+        return 0.0
+    return max(0.0, quantity.noise_upper_95 - quantity.noise_floor) / UPPER_95_SIGMA

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from e2former_calc.analysis.survival import SurvivalCurve
+from e2former_calc.report.figures import survival_steps
 from e2former_calc.report.lineup import Metric
 from e2former_calc.report.section import NOISE_LIMIT
 from e2former_calc.report.style import BAND, BLACK, canvas, color_of, legend_above, shortened
@@ -76,11 +77,7 @@ def draw_survivals(curves: Mapping[str, SurvivalCurve]) -> Figure:
     figure, ((axes,),) = canvas()
     longest = max(curve.last_ps for curve in curves.values())
     for position, (name, curve) in enumerate(curves.items()):
-        times = np.concatenate([[0.0], curve.times_ps, [curve.last_ps]])
-        steps = [
-            np.concatenate([[1.0], part, part[-1:] if len(part) else [1.0]])
-            for part in (curve.survival, curve.lower, curve.upper)
-        ]
+        times, *steps = survival_steps(curve)
         color = color_of(position)
         if curve.n_replicas > 1:
             axes.fill_between(times, steps[1], steps[2], step="post", color=color, alpha=0.15, linewidth=0)
@@ -98,7 +95,7 @@ def draw_ratios(metrics: Sequence[Metric], names: Sequence[str]) -> Figure:
     """Every metric that has a noise level, in units of it; one row for each, one mark for each run."""
     shown = metrics[:MAX_DOTS]
     figure, ((axes,),) = canvas(height_in=1.1 + 0.22 * len(shown))
-    axes.axvspan(0.0, 1.0, color=BAND, linewidth=0, zorder=0, label="reference against itself")
+    axes.axvspan(0.0, 1.0, color=BAND, linewidth=0, zorder=0, label="a perfect model on average")
     for position, name in enumerate(names):
         points = [
             (ratio, row)
@@ -112,10 +109,10 @@ def draw_ratios(metrics: Sequence[Metric], names: Sequence[str]) -> Figure:
                 color=color_of(position), markersize=5, linestyle="none", label=shortened(name),
             )  # fmt: skip
     axes.set_xscale("symlog", linthresh=NOISE_LIMIT, linscale=1.0)
-    axes.set(xlabel="difference to the reference [units of its noise]", ylabel="")
+    axes.set(xlabel="difference to the reference [units of the noise]", ylabel="")
     axes.set_yticks(range(len(shown)), [shortened(metric.name, 44) for metric in shown], fontsize="small")
     axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlim(left=0.0)
+    axes.set_xlim(0.0, max(1.2 * NOISE_LIMIT, axes.get_xlim()[1]))
     ends = axes.get_xlim()
     ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 50, 100, 1000, 10000) if tick <= ends[1]]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -145,7 +142,9 @@ def _draw_pair(top: Axes, bottom: Axes, overlay: Overlay, names: Sequence[str]) 
 
 
 def _extent(overlay: Overlay) -> tuple[float, float]:
-    total = overlay.reference + sum(overlay.runs.values(), start=np.zeros_like(overlay.reference))
-    seen = np.flatnonzero(total)
-    start = 0.0 if overlay.x[0] >= 0 else float(overlay.x[0])
-    return start, min(1.05 * float(overlay.x[seen[-1]]), float(overlay.x[-1])) if len(seen) else float(overlay.x[-1])
+    """All of a range of angles; of distances as far as there is anything to see."""
+    end = float(overlay.x[-1])
+    if overlay.x[0] < 0:
+        return float(overlay.x[0]), end
+    seen = np.flatnonzero(overlay.reference + sum(overlay.runs.values(), start=np.zeros_like(overlay.reference)))
+    return 0.0, min(1.05 * float(overlay.x[seen[-1]]), end) if len(seen) else end

@@ -32,12 +32,13 @@ CURVES = (
 """Tables of reports that hold curves, what they are, and the labels of their axes."""
 
 RATIOS_TEXT = (
-    "Every number that has a noise level, in units of it. Within the grey area a run is as close to the reference as "
-    "the reference is to itself; the scale is linear up to 2 and logarithmic beyond."
+    "Every number that has a noise level, in units of it. Within the grey area a run is closer to the reference than "
+    "a perfect model of the same number and length of rollouts on average; the scale is linear up to 2 and logarithmic "
+    "beyond."
 )
 SURVIVAL_TEXT = (
     "Probability that a rollout is still stable: Kaplan-Meier estimate over the rollouts of each run, with its "
-    "pointwise 95 % band where there are several."
+    "pointwise 95 % band where there are several. Where none has failed the band tells what so few rollouts allow."
 )
 
 
@@ -74,8 +75,7 @@ def overlays(lineup: Lineup, table: str) -> list[Overlay]:
     first = having[0].tables[table]
     x_name = next(iter(first))
     labels = [name.removesuffix(" reference") for name in first if name.endswith(" reference")]
-    share = min(_share(run) for run in having)
-    return [_overlay(label, x_name, table, having, share=share) for label in labels]
+    return [_overlay(label, x_name, table, having) for label in labels]
 
 
 def drawings(lineup: Lineup) -> list[Drawing]:
@@ -142,7 +142,7 @@ def page(lineup: Lineup, shown: Sequence[Drawing], figures: Mapping[str, bytes])
             f"<p>{system['atoms']} atoms; all against a reference of {reference['frames']} frames{length}.</p>",
             f'<div class="verdict">{lines}</div>',
             f"<h2>What differs between the runs</h2>\n<ul>{flags}</ul>" if flags else "",
-            "<h2>All numbers</h2>\n<p>In brackets: the value in units of the noise of the reference, near 1 for a "
+            "<h2>All numbers</h2>\n<p>In brackets: the value in units of the noise, near 1 for a "
             "perfect model; orange: sampling alone does not explain it.</p>",
             _metric_html(lineup),
             "<h2>Figures</h2>",
@@ -256,28 +256,24 @@ def _summary(lineup: Lineup, extra: Mapping[str, Any]) -> dict[str, Any]:
     return {key: json_ready(value) for key, value in (content | dict(extra)).items()}
 
 
-def _overlay(label: str, x_name: str, table: str, runs: Sequence[JudgedRun], *, share: float) -> Overlay:
+def _overlay(label: str, x_name: str, table: str, runs: Sequence[JudgedRun]) -> Overlay:
     first = runs[0].tables[table]
-    error = _values(first, f"{label} reference error")
+    bands = [
+        _values(run.tables[table], f"{label} noise band") for run in runs if f"{label} noise band" in run.tables[table]
+    ]
+    x = _values(first, x_name)
     return Overlay(
         label=label,
-        x=_values(first, x_name),
+        x=x,
         reference=_values(first, f"{label} reference"),
         runs={
             run.name: _values(run.tables[table], f"{label} rollouts")
             for run in runs
             if f"{label} rollouts" in run.tables[table]
         },
-        noise=1.96 * error * np.sqrt(1.0 + 1.0 / share),
+        noise=np.max([np.zeros_like(x), *bands], axis=0),
     )
 
 
 def _values(columns: Columns, name: str) -> Float[np.ndarray, " points"]:
     return np.array([np.nan if value is None else value for value in columns[name]], dtype=np.float64)
-
-
-def _share(run: JudgedRun) -> float:
-    """Length of the stable part over that of the reference, as far as times are known."""
-    length = run.summary["reference"]["length_ps"]
-    share = run.stable_ps / length if length else 1.0
-    return share if share > 0 else 1.0

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from e2former_calc.analysis.constants import BOLTZMANN_EV_PER_K
 from e2former_calc.analysis.statistics import Estimate
-from e2former_calc.report.style import BAND, BLACK, BLUE, ORANGE, canvas, legend_above
+from e2former_calc.report.style import BAND, BLACK, BLUE, GREEN, ORANGE, canvas, legend_above
 
 Values = Float[np.ndarray, " points"]
 PANELS_PER_ROW = 3
@@ -80,12 +80,13 @@ def draw_kinetics(rollout: KineticSample, reference: KineticSample | None, *, te
     if temperature_K is not None:
         energies = np.linspace(edges[0], edges[-1], 200)
         canonical = scipy.stats.gamma(0.5 * rollout.degrees, scale=BOLTZMANN_EV_PER_K * temperature_K)
-        left.plot(energies, canonical.pdf(energies), color=BLUE, linewidth=1.2, label="canonical at the target")
+        left.plot(energies, canonical.pdf(energies), color=BLUE, linewidth=1.2, label="canonical distribution")
     left.set(xlabel="kinetic energy [eV]", ylabel="density [1/eV]")
     for (sample, color, _, label), shift in zip(samples, (-0.08, 0.08), strict=False):
         _temperatures(right, sample.by_element, color, shift, label)
     if temperature_K is not None:
-        right.axhline(temperature_K, color=BLUE, linewidth=1.0)
+        label = f"target, {temperature_K:g} K"
+        right.axhline(temperature_K, color=GREEN, linestyle=":", linewidth=1.5, zorder=1, label=label)
     right.set(xlabel="element [symbol]", ylabel="temperature [K]", xlim=(-0.6, len(rollout.by_element) - 0.4))
     right.set_xticks(range(len(rollout.by_element)), list(rollout.by_element))
     legend_above(figure, left, right)

@@ -23,6 +23,8 @@ from e2former_calc.analysis.stability import bond_reference
 from e2former_calc.analysis.statistics import DistributionDistance, distribution_distance, mean_with_error
 from e2former_calc.analysis.topology import bond_lengths
 from e2former_calc.analysis.trajectory import FrameSource, Trajectory, TrajectoryError, iterate_chunks
+from e2former_calc.report import noise
+from e2former_calc.report.correlations import mean_beside
 from e2former_calc.report.figures import Trace, draw_coordinates, draw_ramachandran, draw_sizes
 from e2former_calc.report.section import Drawing, Quantity, Section, Table, finite, reason_of
 from e2former_calc.report.sources import Case, Run
@@ -32,7 +34,7 @@ MAP_BINS = 36
 LEAST_FRAMES = 20
 """Of rollouts and of reference, for distributions."""
 
-W1 = "mean Wasserstein-1 distance of their distributions; noise: the halves of the reference; no error is estimated"
+W1 = "mean Wasserstein-1 distance of their distributions; no error is estimated"
 Measure = Callable[[Trajectory, Int[np.ndarray, "terms size"]], Float[np.ndarray, "frames terms"]]
 
 
@@ -51,7 +53,7 @@ def coordinates_section(case: Case) -> Section:
     }
     groups: dict[str, tuple[Sequence[DistributionDistance], str]] = {}
     rows: dict[str, list[object]] = {
-        name: [] for name in ("kind", "atoms", "unit", "W1", "W1 of reference halves", "KS", "KS of reference halves")
+        name: [] for name in ("kind", "atoms", "unit", "W1", "W1 noise floor", "KS", "KS noise floor")
     }
     for name, (measure, atoms, unit) in measures.items():
         if len(atoms):
@@ -61,8 +63,8 @@ def coordinates_section(case: Case) -> Section:
     drawing = Drawing(
         "coordinates",
         "Every bond, angle and dihedral as one point: how far its distribution in the rollouts is from that in the "
-        "reference, against how far the two halves of the reference are apart. In the grey triangle a rollout is as "
-        "close to the reference as the reference is to itself.",
+        "reference, against how far sampling alone would take it. In the grey triangle the rollouts are as close to "
+        "the reference as a perfect model would be on average.",
         lambda: draw_coordinates(groups),
     )
     return Section(
@@ -91,22 +93,15 @@ def size_section(case: Case) -> Section:
     reference = radii_of_gyration(case.reference.source)
     found = [radii_of_gyration(run.source, stop=run.usable) for run in case.usable]
     pooled = np.concatenate(found)
-    distance = distribution_distance(pooled, reference)
+    quantities = [_size_distance(pooled, reference, case)]
     known = mean_with_error(reference)
-    quantities = [
-        Quantity(
-            "radius of gyration, distance of distributions", distance.wasserstein, "Å",
-            noise_floor=distance.noise_wasserstein,
-            note="Wasserstein-1 distance; noise: the halves of the reference; no error is estimated",
-        )
-    ]  # fmt: skip
     for run, values in zip(case.usable, found, strict=True):
         if len(values) > 1:
-            mean = mean_with_error(values)
+            mean, samples = mean_beside(values, run, reference, case.reference)
             quantities.append(
                 Quantity(
                     f"mean radius of gyration, {run.name}", mean.value, "Å", finite(mean.error), known.value,
-                    finite(known.error), note=f"{mean.n_independent:.3g} independent samples",
+                    finite(known.error), note=samples,
                 )
             )  # fmt: skip
     traces = [Trace(run.name, _times(run), values) for run, values in zip(case.usable, found, strict=True)]
@@ -124,6 +119,22 @@ def size_section(case: Case) -> Section:
         },
     )
     return Section("size", SIZE, tuple(quantities), (table,), (drawing,))
+
+
+def _size_distance(
+    pooled: Float[np.ndarray, " frames"], reference: Float[np.ndarray, " reference_frames"], case: Case
+) -> Quantity:
+    thin = reference[:: -(-len(reference) // case.settings.max_frames)]
+    distance = distribution_distance(pooled, thin, noise.of_frames(case, len(thin)))
+    return Quantity(
+        "radius of gyration, distance of distributions", distance.wasserstein, "Å",
+        noise_floor=distance.noise_wasserstein, noise_upper_95=_upper_95(distance.noise),
+        note="Wasserstein-1 distance; no error is estimated",
+    )  # fmt: skip
+
+
+def _upper_95(noise_samples: Float[np.ndarray, " repetitions"]) -> float:
+    return float(np.quantile(noise_samples, 0.95))
 
 
 def _too_few(case: Case) -> str | None:
@@ -148,7 +159,7 @@ def _distances(
     rollouts = np.concatenate([_measured(run.source, measure, atoms, step, run.usable) for run in case.usable])
     frames = len(case.reference.source)
     reference = _measured(case.reference.source, measure, atoms, -(-frames // limit), frames)
-    return compare_coordinates(rollouts, reference, periodic=periodic)
+    return compare_coordinates(rollouts, reference, periodic=periodic, resampling=noise.of_frames(case, len(reference)))
 
 
 def _measured(
@@ -187,6 +198,7 @@ def _coordinate_quantities(groups: Mapping[str, tuple[Sequence[DistributionDista
             float(np.mean([distance.wasserstein for distance in distances])),
             unit,
             noise_floor=float(np.mean([distance.noise_wasserstein for distance in distances])),
+            noise_upper_95=_upper_95(np.mean([distance.noise for distance in distances], axis=0)),
             note=W1,
         )
         for name, (distances, unit) in groups.items()
@@ -198,10 +210,14 @@ def _backbone(case: Case, residues: Backbone) -> Section:
     parts = [ramachandran_angles(run.source, residues, stop=run.usable) for run in case.usable]
     rollouts = np.concatenate([phi for phi, _ in parts]), np.concatenate([psi for _, psi in parts])
     count = residues.phi.shape[0]
+    drawn = noise.of_frames(case, min(len(reference[0]), case.settings.max_frames))
     distances = [
-        compare_maps((rollouts[0][:, k], rollouts[1][:, k]), (reference[0][:, k], reference[1][:, k]), n_bins=MAP_BINS)
+        compare_maps(
+            (rollouts[0][:, k], rollouts[1][:, k]), (reference[0][:, k], reference[1][:, k]), n_bins=MAP_BINS,
+            resampling=drawn,
+        )
         for k in range(count)
-    ]
+    ]  # fmt: skip
     maps = [
         [ramachandran_map(phi[:, k], psi[:, k], n_bins=MAP_BINS) for k in range(count)]
         for phi, psi in (reference, rollouts)
@@ -212,7 +228,8 @@ def _backbone(case: Case, residues: Backbone) -> Section:
         lambda: draw_ramachandran(maps[0], maps[1]),
     )
     tables = (_basin_table(reference, rollouts), _map_table(maps))
-    return Section("backbone", BACKBONE, tuple(map(_map_quantity, distances, range(count))), tables, (drawing,))
+    quantities = tuple(map(_map_quantity, distances, range(count)))
+    return Section("backbone", BACKBONE, quantities, tables, (drawing,))
 
 
 def _map_quantity(distance: MapDistance, residue: int) -> Quantity:
@@ -221,8 +238,9 @@ def _map_quantity(distance: MapDistance, residue: int) -> Quantity:
         distance.divergence,
         "1",
         finite(distance.error),
-        noise_floor=distance.noise,
-        note="Jensen-Shannon, base 2, 0 to 1; error: jackknife; noise: the halves of the reference",
+        noise_floor=float(distance.noise.mean()),
+        noise_upper_95=_upper_95(distance.noise),
+        note="Jensen-Shannon, base 2, 0 to 1; error: jackknife over blocks of the rollouts",
     )
 
 

@@ -136,7 +136,8 @@ def stability_section(case: Case, verdicts: Verdicts) -> Section:
             Drawing(
                 "survival",
                 "Probability that a rollout is still stable: Kaplan-Meier estimate over the rollouts, which stay in "
-                "the estimate as long as they are observed, with its pointwise band of confidence.",
+                "the estimate as long as they are observed, with its pointwise band of confidence. Where none has "
+                "failed the band tells what so few rollouts allow.",
                 lambda: draw_survival(curve),
             )
         )
@@ -187,10 +188,7 @@ def _limits_of(run: Run, limits: CollapseLimits, ensemble: str | None) -> Collap
 
 
 def _bonds(run: Run, known: BondReference, case: Case) -> BondStability:
-    return bond_stability(
-        run.source, known, threshold_A=case.settings.bond_threshold_A, frame_spacing_fs=_spacing(run),
-        expected_frames=_expected(run, case),
-    )  # fmt: skip
+    return bond_stability(run.source, known, threshold_A=case.settings.bond_threshold_A, frame_spacing_fs=_spacing(run))
 
 
 def _windows(case: Case, remarks: list[str]) -> list[RdfStability]:
@@ -207,12 +205,9 @@ def _windows(case: Case, remarks: list[str]) -> list[RdfStability]:
         remarks.append(f"The RDF criterion does not apply: the reference itself violates it ({violated}).")
         return []
     return [
-        rdf_stability(
-            run.source, case.reference.source, criterion, frame_spacing_fs=_spacing(run),
-            expected_frames=_expected(run, case),
-        )
+        rdf_stability(run.source, case.reference.source, criterion, frame_spacing_fs=_spacing(run))
         for run in case.rollouts
-    ]  # fmt: skip
+    ]
 
 
 def _windows_of_reference(case: Case, criterion: RdfCriterion) -> str | None:
@@ -246,20 +241,24 @@ def _spacing(run: Run) -> float:
 
 
 def _expected(run: Run, case: Case) -> int:
-    wanted, spacing = case.settings.expected_ps, _spacing(run)
-    if wanted is None or not spacing:
-        return len(run.source)
-    return max(len(run.source), round(1000.0 * wanted / spacing) + 1)
+    """Frames of a complete rollout; where nothing tells their spacing, a length needs two at least."""
+    wanted, spacing, frames = case.settings.expected_ps, _spacing(run), len(run.source)
+    if wanted is None:
+        return frames
+    return max(frames, round(1000.0 * wanted / spacing) + 1 if spacing else 2)
 
 
 def _complete(run: Run, case: Case) -> Stability:
     """The verdict of nothing but the length."""
     frames, expected, spacing = len(run.source), _expected(run, case), _spacing(run)
     short = frames < expected
+    reason = f"the trajectory ends after {frames} of {expected} frames"
+    if not spacing:
+        reason = f"there is one frame only, {case.settings.expected_ps or 0.0:g} ps are expected"
     return Stability(
         criterion="complete",
         frame=frames if short else None,
-        reason=f"the trajectory ends after {frames} of {expected} frames" if short else None,
+        reason=reason if short else None,
         stable_ps=(frames - 1) * spacing * 1e-3,
         stable_frames=frames - 1,
         usable_frames=frames,

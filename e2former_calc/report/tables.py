@@ -21,7 +21,7 @@ from e2former_calc.report.section import Section, Table
 
 LIBRARIES = ("numpy", "scipy", "ase", "h5py", "matplotlib")
 FORMAT = "e2former_calc rollout report"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def summary(report: Report, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -43,8 +43,10 @@ def summary(report: Report, extra: Mapping[str, Any] | None = None) -> dict[str,
             "closeness": verdict.closeness,
             "headline": None if verdict.headline is None else verdict.headline.to_dict(),
             "sentences": list(verdict.sentences),
+            "caveats": list(verdict.caveats),
         },
         "system": {"formula": report.formula, "atoms": report.n_atoms, "temperature_K": report.temperature_K},
+        "noise": report.noise,
         "rollouts": [_describe(facts) for facts in report.rollouts],
         "reference": _describe(report.reference),
         "sections": {section.name: _section(section) for section in report.sections},

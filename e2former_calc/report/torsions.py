@@ -16,7 +16,8 @@ from e2former_calc.analysis.pair_counts import RdfSettings
 from e2former_calc.analysis.rdf import first_shell_A, radial_distributions
 from e2former_calc.analysis.stability import bond_reference
 from e2former_calc.analysis.trajectory import FrameSource, TrajectoryError, at_most
-from e2former_calc.report.curves import MAX_PAIRS, NO_FRAME, CurveKind, compared_section
+from e2former_calc.report.curves import MAX_PAIRS, NO_FRAME, CurveKind, blocked_sources, compared_section
+from e2former_calc.report.noise import reference_blocks
 from e2former_calc.report.section import Section, reason_of
 from e2former_calc.report.sources import Case
 
@@ -35,14 +36,14 @@ OXYGEN_SHELL_A = 3.5
 TORSIONS = CurveKind(
     "torsions", "Torsions", "1", "density [1/°]", "Δdensity [1/°]",
     "half the integral of |Δ|: the share of frames that would have to be elsewhere, 0 to 1; error by the jackknife "
-    "over blocks of the rollouts",
+    "over rollouts or blocks of them",
     x_label="dihedral angle [°]", number="distributions differ", limits=(-180.0, 180.0),
     caption="Distribution of the dihedral angle about each bond that can turn, numbered as the atoms from 0 on; the "
     "grey band around the two curves is as wide as sampling alone makes their difference.",
 )  # fmt: skip
 ANGLES = CurveKind(
     "angles", "Angles between neighbours (ADF)", "1", "density [1/°]", "Δdensity [1/°]",
-    "integral of |Δ| over the angle, 0 to 2; error by the jackknife over blocks of the rollouts",
+    "integral of |Δ| over the angle, 0 to 2; error by the jackknife over rollouts or blocks of them",
     x_label="angle [°]", number="distributions differ", limits=(0.0, 180.0),
     caption="Distribution of the angles between an atom and two of its neighbours; the grey band around the two curves "
     "is as wide as sampling alone makes their difference.",
@@ -66,12 +67,11 @@ def torsions_section(case: Case) -> Section:
     left = len(found) - len(chosen)
     remarks = [f"{left} more bonds that can turn are left out."] if left else []
     labels = [_torsion_label(atoms, numbers) for atoms in chosen]
-    n_blocks = case.settings.n_blocks
-    curves = [
+    known, *curves = (
         dict(zip(labels, dihedral_distributions(source, chosen, stop=stop, n_blocks=n_blocks), strict=True))
-        for source, stop in [(run.source, run.usable) for run in case.usable] + [(reference, None)]
-    ]
-    return compared_section(kind, curves[:-1], curves[-1], case, remarks=remarks)
+        for source, stop, n_blocks in blocked_sources(case)
+    )
+    return compared_section(kind, curves, known, case, remarks=remarks)
 
 
 def angles_section(case: Case) -> Section:
@@ -85,8 +85,8 @@ def angles_section(case: Case) -> Section:
     if not case.usable:
         return Section(kind.name, kind.title, skipped=NO_FRAME)
     triples = _triples(case)
-    curves = [_angle_curves(source, triples, case) for source in [run.good for run in case.usable]]
-    known = _angle_curves(case.reference.source, triples, case)
+    curves = [_angle_curves(run.good, triples, case.settings.n_blocks) for run in case.usable]
+    known = _angle_curves(case.reference.source, triples, reference_blocks(case))
     seen = [label for label, curve in known.items() if curve.denominators.all()]
     if not seen:
         return Section(kind.name, kind.title, skipped="No atom of the reference has two neighbours in its first shell.")
@@ -103,11 +103,10 @@ def _torsion_label(atoms: Int[np.ndarray, "4"], numbers: Int[np.ndarray, " atoms
     return "-".join(f"{chemical_symbols[numbers[atom]]}{atom}" for atom in atoms.tolist())
 
 
-def _angle_curves(source: FrameSource, triples: Mapping[str, Triple], case: Case) -> dict[str, BlockedHistogram]:
+def _angle_curves(source: FrameSource, triples: Mapping[str, Triple], n_blocks: int) -> dict[str, BlockedHistogram]:
     frames = at_most(source, ANGLE_FRAMES)
     return {
-        label: angle_distribution(frames, triple, n_bins=60, n_blocks=case.settings.n_blocks)
-        for label, triple in triples.items()
+        label: angle_distribution(frames, triple, n_bins=60, n_blocks=n_blocks) for label, triple in triples.items()
     }
 
 

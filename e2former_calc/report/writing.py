@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +19,11 @@ from e2former_calc.report.tables import summary, write_csv
 
 SUMMARY, PAGE = "summary.json", "report.html"
 OLD_FILES = ("figures/*.png", "figures/*.svg", "tables/*.csv", PAGE, SUMMARY)
+"""What a report consists of; anything else in its folder is left alone."""
+
+PARTIAL = ".report-"
+"""Begin of the name of the folder that a report is written in before it takes its place."""
+
 DOTS_PER_INCH = 200
 
 
@@ -29,7 +36,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, a folder is needed: choose another name")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or not any(not entry.name.startswith(PARTIAL) for entry in folder.iterdir()):
         return
     if not (folder / SUMMARY).exists():
         raise FileExistsError(f"the folder {folder} is not empty and holds no report: choose another one")
@@ -90,15 +97,38 @@ def write_folder(
         OSError: if it cannot be written.
     """
     check_folder(folder, overwrite=overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_partial(folder)
+    partial = folder / f"{PARTIAL}{os.getpid()}"
+    try:
+        names = _write(partial, tables, drawings, content=content, page=page)
+        _take_place(folder, partial, names)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return [folder / name for name in (PAGE, SUMMARY, *names)]
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes left of reports that they were writing."""
+    for left in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    tables: Sequence[Table],
+    drawings: Sequence[Drawing],
+    *,
+    content: Mapping[str, Any],
+    page: Callable[[Mapping[str, bytes]], str],
+) -> list[str]:
+    """Write everything into a new folder; returns the names of tables and figures."""
     for name in ("figures", "tables"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for pattern in OLD_FILES:
-        for old in folder.glob(pattern):
-            old.unlink()
-    written = []
+        (folder / name).mkdir(parents=True)
+    names = []
     for table in tables:
-        written.append(folder / "tables" / f"{table.name}.csv")
-        write_csv(table, written[-1])
+        names.append(f"tables/{table.name}.csv")
+        write_csv(table, folder / names[-1])
     figures: dict[str, bytes] = {}
     for drawing in drawings:
         figure = drawing.draw()
@@ -106,12 +136,28 @@ def write_folder(
         figure.set_layout_engine("none")
         figures[drawing.name] = _rendered(figure, "svg")
         for suffix, picture in (("svg", figures[drawing.name]), ("png", _rendered(figure, "png"))):
-            written.append(folder / "figures" / f"{drawing.name}.{suffix}")
-            written[-1].write_bytes(picture)
+            names.append(f"figures/{drawing.name}.{suffix}")
+            (folder / names[-1]).write_bytes(picture)
     (folder / PAGE).write_text(page(figures), encoding="utf-8")
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
-    return [folder / PAGE, folder / SUMMARY, *written]
+    return names
+
+
+def _take_place(folder: Path, partial: Path, names: Sequence[str]) -> None:
+    """Put a complete report where the old one is, and remove what it no longer has.
+
+    The summary goes first: with it the folder is known as that of a report, whatever happens to the process then.
+    """
+    for name in ("figures", "tables"):
+        (folder / name).mkdir(exist_ok=True)
+    kept = [SUMMARY, PAGE, *names]
+    for name in kept:
+        (partial / name).replace(folder / name)
+    known = {folder / name for name in kept}
+    for pattern in OLD_FILES:
+        for old in set(folder.glob(pattern)) - known:
+            old.unlink()
 
 
 def _rendered(figure: Figure, kind: str) -> bytes:

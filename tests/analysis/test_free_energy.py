@@ -13,6 +13,8 @@ from e2former_calc.analysis.free_energy import (
     sum_hills,
     surface_profiles,
 )
+from e2former_calc.analysis.resampling import resample
+from e2former_calc.analysis.statistics import jensen_shannon_divergence
 
 
 def test_thermal_energy_at_300_kelvin() -> None:
@@ -68,6 +70,24 @@ def test_equal_maps_differ_by_noise(rng: np.random.Generator) -> None:
 def test_other_basin_stands_out(rng: np.random.Generator) -> None:
     phi, psi = 10 * rng.normal(size=(2, 3000))
     assert compare_maps((phi, psi + 120.0), (phi, psi)).divergence == pytest.approx(1.0)
+
+
+def test_noise_of_a_map_is_higher_for_shorter_rollouts(rng: np.random.Generator) -> None:
+    phi, psi = 40.0 * rng.normal(size=(2, 3000))
+    long, short = (
+        compare_maps((phi, psi), (phi, psi), resampling=resample(1000, [length], rng, repetitions=40)).noise
+        for length in (900.0, 9.0)
+    )
+    assert short.mean() > 4 * long.mean()
+
+
+def test_noise_of_a_map_counts_frames_in_their_bins(rng: np.random.Generator) -> None:
+    phi, psi = 40.0 * rng.normal(size=(2, 401))
+    found = compare_maps((phi, psi), (phi, psi), n_bins=12).noise
+    first, second = (
+        ramachandran_map(p[0], p[1], n_bins=12).probability for p in ((phi[:201], psi[:201]), (phi[201:], psi[201:]))
+    )
+    assert found == pytest.approx([jensen_shannon_divergence(first, second)])
 
 
 def test_hills_need_a_width() -> None:

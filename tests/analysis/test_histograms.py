@@ -49,7 +49,32 @@ def test_floor_is_the_error_between_independent_samples(rng: np.random.Generator
 
 def test_floor_of_a_shorter_rollout_is_higher(rng: np.random.Generator) -> None:
     reference = sampled(rng)
-    assert noise_floor(reference, rng, rollout_blocks=2.0).mean > 1.5 * noise_floor(reference, rng).mean
+    assert noise_floor(reference, rng, lengths=[2.0]).mean > 1.5 * noise_floor(reference, rng).mean
+
+
+def test_band_holds_most_differences(rng: np.random.Generator) -> None:
+    reference = sampled(rng, blocks=40)
+    floor = noise_floor(reference, rng, lengths=[2.0])
+    assert floor is not None
+    outside = [
+        np.abs(sampled(rng, blocks=2).values() - sampled(rng, blocks=40).values()) > floor.band for _ in range(40)
+    ]
+    seen = reference.values() > 0.02
+    assert np.mean(np.array(outside)[:, seen]) == pytest.approx(0.05, abs=0.04)
+
+
+def test_floor_needs_samples_with_something_in_them(rng: np.random.Generator) -> None:
+    curve = sampled(rng)
+    empty = np.where(np.arange(20) == 3, curve.denominators, 0.0)
+    assert noise_floor(BlockedHistogram(curve.edges, curve.numerators, empty, curve.frames), rng, lengths=[1.0]) is None
+
+
+@pytest.mark.parametrize(("n_blocks", "expected"), [(5, 5), (20, 20), (30, 20), (7, 10), (1, 1)])
+def test_merged_blocks_are_the_same_curve(n_blocks: int, expected: int, rng: np.random.Generator) -> None:
+    curve = sampled(rng)
+    merged = curve.merged(n_blocks)
+    assert merged.n_blocks == expected
+    assert (merged.frames.sum(), merged.mae(curve)) == (curve.frames.sum(), pytest.approx(0.0, abs=1e-12))
 
 
 def test_other_physics_is_above_the_floor(rng: np.random.Generator) -> None:

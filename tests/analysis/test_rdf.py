@@ -55,6 +55,14 @@ def test_cell_list_and_brute_force_agree(
         np.testing.assert_allclose(first.g.values(), second.g.values(), atol=1e-12)
 
 
+def test_batches_of_frames_change_nothing(gas: Trajectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    near = RdfSettings(r_max_A=3.5, n_bins=20)
+    whole = radial_distributions(gas.read(0, 7), PAIRS, near)
+    monkeypatch.setattr("e2former_calc.analysis.pair_counts.CACHE_NUMBERS", 60)
+    for first, second in zip(whole, radial_distributions(gas.read(0, 7), PAIRS, near), strict=True):
+        np.testing.assert_array_equal(first.g.numerators, second.g.numerators)
+
+
 def test_ideal_gas_is_one_within_error(gas: Trajectory) -> None:
     for result in radial_distributions(gas, PAIRS, RdfSettings(r_max_A=3.8, n_bins=5)):
         deviation = (result.g.values() - 1.0)[1:] / result.g.errors()[1:]

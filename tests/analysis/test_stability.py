@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -178,3 +179,16 @@ def test_window_errors_do_not_depend_on_batches(liquid: Trajectory, monkeypatch:
     whole = rdf_stability(liquid, liquid, CRITERION).errors_A
     monkeypatch.setattr("e2former_calc.analysis.stability.WINDOW_CHUNK", 7)
     np.testing.assert_allclose(rdf_stability(liquid, liquid, CRITERION).errors_A, whole, atol=1e-12)
+
+
+def test_memory_does_not_grow_with_the_vectors_of_all_bonds(ethanol: Trajectory) -> None:
+    many = Trajectory(np.tile(ethanol.positions, (2500, 1, 1)), ethanol.numbers, times_fs=np.arange(100_000.0))
+    known = bond_reference(ethanol)
+    tracemalloc.start()
+    try:
+        bond_stability(many, known)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    vectors = 24 * len(many) * len(known.bonds)
+    assert peak < 0.5 * vectors

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from e2former_calc.analysis.resampling import resample
 from e2former_calc.analysis.statistics import (
     block_error,
     bootstrap_errors,
@@ -69,6 +70,29 @@ def test_distance_of_a_shifted_distribution(rng: np.random.Generator) -> None:
     assert found.wasserstein == pytest.approx(0.5)
     assert found.noise_wasserstein < 0.1
     assert found.ks_statistic == pytest.approx(scipy.stats.ks_2samp(reference + 0.5, reference).statistic)
+
+
+def test_noise_is_the_distance_of_the_samples_that_were_drawn(rng: np.random.Generator) -> None:
+    reference = rng.normal(size=60).round(1)
+    drawn = resample(60, [7.0, 4.0], rng, repetitions=5)
+    expected = [
+        scipy.stats.wasserstein_distance(reference, reference, first, second)
+        for first, second in zip(drawn.rollouts, drawn.reference, strict=True)
+    ]
+    np.testing.assert_allclose(distribution_distance(reference, reference, drawn).noise, expected, atol=1e-12)
+
+
+def test_noise_of_the_halves_is_their_distance(rng: np.random.Generator) -> None:
+    reference = rng.normal(size=101)
+    found = distribution_distance(reference, reference)
+    first, second = reference[:50], reference[50:]
+    assert found.noise_wasserstein == pytest.approx(scipy.stats.wasserstein_distance(first, second))
+    assert found.noise_ks == pytest.approx(scipy.stats.ks_2samp(first, second).statistic)
+
+
+def test_a_resampling_of_other_samples_is_refused(rng: np.random.Generator) -> None:
+    with pytest.raises(ValueError, match="is of 30 samples, the reference has 40"):
+        distribution_distance(np.zeros(4), np.zeros(40), resample(30, [4.0], rng))
 
 
 def test_jensen_shannon_divergence_has_its_limits() -> None:

@@ -127,6 +127,17 @@ def test_the_running_average_of_a_training_state_can_be_chosen(run: Run, water: 
     assert outputs["raw"] != outputs["ema"]
 
 
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("energy", "--out PREFIX Prefix of the output files"),
+        ("rollout", "--out DIR Folder of all output files; default rollout."),
+    ],
+)  # fmt: skip
+def test_out_is_a_prefix_or_a_folder(run: Run, command: str, text: str) -> None:
+    assert text in " ".join(run(command, "--help").output.split())
+
+
 @pytest.mark.parametrize("command", ["energy", "doctor", "relax", "bench", "info", "convert"])
 def test_help_lists_every_variant_and_both_weights(run: Run, command: str) -> None:
     text = " ".join(run(command, "--help").output.split())

@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from e2former_calc.cli import main, md_report
 from e2former_calc.cli import rollout as command_module
+from e2former_calc.cli.options import ModelOptions
 from e2former_calc.report import Report, analyze_rollouts
 from e2former_calc.rollout import run as run_module
 
@@ -264,6 +265,36 @@ def test_errors_are_one_line_and_leave_nothing_behind(
     assert result.exit_code == 1
     assert message in result.stderr.strip().splitlines()[-1]
     assert not (folder / "run").exists()
+
+
+def test_frames_of_the_rollout_are_held_against_the_ground_truth(rollout: Rollout, folder: Path) -> None:
+    result = rollout("--truth", "emt", "--truth-samples", 3)
+    assert result.exit_code in (0, 2), result.output
+    content = summary(folder)
+    assert content["settings"]["truth_samples"] == 3
+    names = {quantity["name"] for quantity in content["sections"]["truth"]["quantities"]}
+    assert {"force MAE, replica-0", "energy MAE, replica-1", "force MAE, the reference's frames"} <= names
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(("--truth", "nonsense"), "nonsense"), (("--truth-options", "a=1"), "--truth-options belongs to --truth")],
+)
+def test_a_ground_truth_that_does_not_exist_is_refused_before_anything_is_simulated(
+    rollout: Rollout, folder: Path, more: tuple[object, ...], message: str
+) -> None:
+    result = rollout(*more)
+    assert result.exit_code == 1
+    assert message in result.stderr.strip().splitlines()[-1]
+    assert not (folder / "run").exists()
+
+
+def test_one_calculator_serves_simulation_and_report(rollout: Rollout, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    original = ModelOptions.calculator
+    monkeypatch.setattr(ModelOptions, "calculator", lambda *args, **more: made.append(1) or original(*args, **more))
+    assert rollout().exit_code in (0, 2)
+    assert len(made) == 1
 
 
 def test_a_model_without_bundled_reference_needs_one(run: Run) -> None:
