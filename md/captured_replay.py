@@ -16,7 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class CannotRecordError(RuntimeError):
     """A function that cannot be recorded, with the reason."""
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Makes a replay of a function of tensors."""
 

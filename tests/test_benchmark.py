@@ -25,9 +25,10 @@ from e2former_calc.benchmark import (
     run_in_subprocess,
     shape_potential,
 )
+from e2former_calc.benchmark.implementations import build_calculator
 from e2former_calc.benchmark.machine import source_commit
 from e2former_calc.benchmark.memory import peak_memory, reset_peak_memory, resident_memory
-from e2former_calc.benchmark.worker import build_calculator, measure
+from e2former_calc.benchmark.worker import measure
 from e2former_calc.calculator import E2FormerCalculator
 from e2former_calc.potentials.system import System
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,11 @@ class ModelSpec:
     options: Mapping[str, Any]
     shape: str | None = None
     seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """The shape, or the name of the file without folder and ending."""
+        return self.shape if self.shape is not None else PurePath(str(self.options["model"])).stem
 
 
 @dataclass(frozen=True)

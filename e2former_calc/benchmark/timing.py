@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+
+if TYPE_CHECKING:
+    from e2former_calc.potentials.potential import EnergyPotential
 
 Value = TypeVar("Value")
 
@@ -43,3 +46,27 @@ def reset_device_memory_peak(device: torch.device) -> None:
     """Start `device_memory_peak` anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+
+class ModelStopwatch:
+    """Time that a potential spends in its forward calls, in ms.
+
+    Attributes:
+        last, total: of the last call, and of all calls since the start.
+    """
+
+    def __init__(self, potential: EnergyPotential) -> None:
+        self.last = self.total = 0.0
+        self.device = potential.device
+        self._start = 0.0
+        potential.register_forward_pre_hook(self._before)
+        potential.register_forward_hook(self._after)
+
+    def _before(self, *_: Any) -> None:
+        wait(self.device)
+        self._start = time.perf_counter()
+
+    def _after(self, *_: Any) -> None:
+        wait(self.device)
+        self.last = 1e3 * (time.perf_counter() - self._start)
+        self.total += self.last

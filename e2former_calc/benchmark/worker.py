@@ -1,6 +1,6 @@
 """The process that measures one case: reads it as JSON from stdin, writes the result as JSON to stdout.
 
-Its argument says what kind of case it is: "inference" or "training".
+Its argument says what kind of case it is, one of `KINDS`.
 """
 
 from __future__ import annotations
@@ -9,32 +9,52 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from e2former_calc.benchmark.case import Case, ModelSpec, Quantiles, Result
+from e2former_calc.benchmark.case import Case, Quantiles, Result
+from e2former_calc.benchmark.comparison import ComparisonCase, measure_comparison
+from e2former_calc.benchmark.footprint import FootprintCase, measure_footprint
+from e2former_calc.benchmark.implementations import build_calculator
 from e2former_calc.benchmark.memory import peak_memory, reset_peak_memory, resident_memory
-from e2former_calc.benchmark.shapes import NetworkShape, shape_potential
-from e2former_calc.benchmark.timing import MINIMUM_REPEATS, device_memory_peak, device_name, timed, wait
+from e2former_calc.benchmark.precision import measure_precision
+from e2former_calc.benchmark.step import StepCase, measure_step
+from e2former_calc.benchmark.timing import (
+    MINIMUM_REPEATS,
+    ModelStopwatch,
+    device_memory_peak,
+    device_name,
+    timed,
+)
 from e2former_calc.benchmark.training import TrainingCase, measure_training
-from e2former_calc.calculator import E2FormerCalculator
 from e2former_calc.potentials.neighbors import neighbor_list
 from e2former_calc.potentials.potential import EnergyPotential
 from e2former_calc.potentials.system import System
 
+Reader = Callable[[Mapping[str, Any]], Any]
+
+KINDS: Mapping[str, tuple[Reader, Callable[[Any], Any]]] = {
+    "inference": (Case.from_dict, lambda case: measure(case)),
+    "training": (TrainingCase.from_dict, measure_training),
+    "comparison": (ComparisonCase.from_dict, measure_comparison),
+    "footprint": (FootprintCase.from_dict, measure_footprint),
+    "precision": (Case.from_dict, measure_precision),
+    "step": (StepCase.from_dict, measure_step),
+}
+"""How a case is read, and how it is measured."""
+
 
 def main() -> None:
     """Measure the case on stdin; errors become `{"error": ...}` on stdout."""
-    kind, values = sys.argv[1], json.load(sys.stdin)
-    case = TrainingCase.from_dict(values) if kind == "training" else Case.from_dict(values)
+    read, measure_case = KINDS[sys.argv[1]]
+    case = read(json.load(sys.stdin))
     torch.set_num_threads(case.threads)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = measure_training(case) if isinstance(case, TrainingCase) else measure(case)
-            answer: dict[str, Any] = result.to_dict()
+            answer: dict[str, Any] = measure_case(case).to_dict()
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
     json.dump(answer, sys.stdout)
@@ -76,35 +96,6 @@ def measure(case: Case) -> Result:
         device_memory_peak=device_memory_peak(potential.device),
         **{kind: Quantiles.of(values) for kind, values in samples.items()},
     )
-
-
-def build_calculator(model: ModelSpec) -> E2FormerCalculator:
-    """The calculator of a case; errors as in `E2FormerCalculator`."""
-    if model.shape is None:
-        return E2FormerCalculator(**model.options)
-    names = ("device", "dtype", "neighbor_cap", "implementation")
-    chosen = {name: model.options[name] for name in names if name in model.options}
-    potential = shape_potential(NetworkShape.parse(model.shape), seed=model.seed, **chosen)
-    return E2FormerCalculator(potential, charge=model.options.get("charge"), spin=model.options.get("spin"))
-
-
-class ModelStopwatch:
-    """Time that a potential spends in its forward calls, in ms."""
-
-    def __init__(self, potential: EnergyPotential) -> None:
-        self.last = 0.0
-        self.device = potential.device
-        self._start = 0.0
-        potential.register_forward_pre_hook(self._before)
-        potential.register_forward_hook(self._after)
-
-    def _before(self, *_: Any) -> None:
-        wait(self.device)
-        self._start = time.perf_counter()
-
-    def _after(self, *_: Any) -> None:
-        wait(self.device)
-        self.last = 1e3 * (time.perf_counter() - self._start)
 
 
 def _repeat(calls: dict[str, Callable[[], Any]], stopwatch: ModelStopwatch, case: Case) -> dict[str, list[float]]:

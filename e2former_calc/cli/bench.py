@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from ase import Atoms
+from click.core import ParameterSource
 
 from e2former_calc.benchmark import (
     BUILTIN_STRUCTURES,
@@ -20,11 +21,18 @@ from e2former_calc.benchmark import (
     NetworkShape,
     Result,
     builtin_structure,
+    is_builtin,
     machine_info,
     run_in_subprocess,
 )
 from e2former_calc.checkpoint.loading import resolve_path
 from e2former_calc.cli.bench_analysis import bench_analysis, suite_options
+from e2former_calc.cli.bench_comparison import COMPARISON_TABLE, compare_option, comparison_outcomes, draw_results
+from e2former_calc.cli.bench_dynamics import SUITE as DYNAMICS_SUITE
+from e2former_calc.cli.bench_dynamics import bench_dynamics
+from e2former_calc.cli.bench_original import SUITE as ORIGINAL_SUITE
+from e2former_calc.cli.bench_original import bench_original
+from e2former_calc.cli.bench_suite import HARDWARE_SUITES, bench_suite
 from e2former_calc.cli.bench_table import Outcome, Table, three_digits
 from e2former_calc.cli.bench_training import (
     TRAINING_TABLE,
@@ -71,20 +79,22 @@ UNITS = {
     "--seconds", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
     help="No repeat of a case starts after this time in s; two are made in any case.",
 )  # fmt: skip
+@compare_option
 @training_options
 @suite_options
 @overwrite_option
 @collected(TrainingOptions, "steps")
 def bench(
     options: ModelOptions, structures: tuple[str, ...], shape: str | None, overwrite: bool,
-    steps: TrainingOptions, suite: str, frames: int | None, **timing: Any,
+    compare: tuple[str, ...] | None, steps: TrainingOptions, suite: str, frames: int | None, **timing: Any,
 ) -> None:  # fmt: skip
     """Time energies and forces, or training steps, of structure files or built-in structures.
 
-    Built in: ethanol, aspirin, Ac-Ala3-NHMe, water-64, water-216; all of them if none is named. Each case
-    runs in a process of its own. Times in ms, medians but for min and quartiles; cpu is processor time
-    of all threads, list the neighbour list, rest what the calculator adds. +MB is the memory on top of
-    the loaded model. With --out PREFIX everything goes to PREFIX-bench.json too.
+    Built in: ethanol, aspirin, Ac-Ala3-NHMe, water-64, water-216; all of them if none is named, and other
+    cubes of waters by name (water-8, water-512, ...). Each case runs in a process of its own. Times in ms,
+    medians but for min and quartiles; cpu is processor time of all threads, list the neighbour list, rest
+    what the calculator adds. +MB is the memory on top of the loaded model. With --out PREFIX everything
+    goes to PREFIX-bench.json too.
 
     With --training: aspirin and Ac-Ala3-NHMe if none is named; whole optimiser steps on energies and
     forces, with made-up labels, gradient forces and all neighbours. speed-up is frames/s of compiled
@@ -92,31 +102,74 @@ def bench(
     and data, for compiled ones with what the compiler leaves behind. GPU MB is the largest allocation
     on a GPU. Where other programs run, compare cpu.
 
+    With --compare: implementations in turn, at the same positions, list included. baseline is the official
+    algorithm. ratio says how many times faster than the baseline (or the first one named), of floor how much of
+    the time the arithmetic alone would take, max dF the largest difference of a force in eV/Å, MB the memory
+    beyond the process before the model was loaded. --out PREFIX also writes PREFIX-bench.png, time per atom
+    against the number of atoms.
+
+    With --suite cpu or gpu: comparisons, molecular dynamics and errors with the numbers they should reach.
+
+    With --suite md: steps of molecular dynamics beside ASE's on the same structures, in turn; parts (loop, models,
+    replicas, step, memory) may be named in place of structures. us/step is for all replicas of a batch, steps/s counts
+    the steps of each; ratio compares steps/s. --seconds is the length of a timed run, of at most 256 steps.
+
+    With --suite original: attention of first, second and all order of the original E2Former with random weights
+    (--shape, 64x2) in our form of edges and in the published node-centric one, in turn; ratio says how many times
+    longer the latter takes, difference is the largest of a force relative to the largest force.
+
     With --suite analysis: trajectories of Ac-Ala3-NHMe and water-216 with made-up motion; s and +MB are
     medians of wall time and the memory on top of the trajectory, and ratio says how many times longer
     MDAnalysis takes for the same histogram, where it is installed.
     """
     steps.check()
+    context = click.get_current_context()
     if suite == "analysis":
-        click.get_current_context().exit(bench_analysis(options, structures, overwrite=overwrite, frames=frames))
+        context.exit(bench_analysis(options, structures, overwrite=overwrite, frames=frames))
     if frames is not None:
         raise click.UsageError("--frames belongs to --suite analysis: add it, or leave out --frames")
-    outputs = [with_suffix(options.out, "-bench.json")] if options.out else []
-    files = [Path(name) for name in structures if name not in BUILTIN_STRUCTURES]
+    if suite == ORIGINAL_SUITE:
+        context.exit(bench_original(options, structures, overwrite=overwrite))
+    if suite == DYNAMICS_SUITE:
+        context.exit(bench_dynamics(options, structures, overwrite=overwrite))
+    if suite in HARDWARE_SUITES:
+        context.exit(bench_suite(options, suite=suite, overwrite=overwrite))
+    if compare is not None:
+        _check_comparison(context)
+    suffixes = ["-bench.json"] if compare is None else ["-bench.json", "-bench.png"]
+    outputs = [with_suffix(options.out, suffix) for suffix in suffixes] if options.out else []
+    files = [Path(name) for name in structures if not is_builtin(name)]
     check_outputs(outputs, inputs=files, overwrite=overwrite)
-    model = model_spec(as_trained(options, click.get_current_context()) if steps.training else options, shape)
+    model = model_spec(as_trained(options, context) if steps.training else options, shape)
     default = TRAINING_STRUCTURES if steps.training else BUILTIN_STRUCTURES
     named = [(name, read_named(name)) for name in structures or default]
     machine = machine_info()
     notice(start_line(machine, model) + (", training steps" if steps.training else ""))
-    chosen = cases(named, model, **timing)
-    outcomes = training_outcomes(chosen, steps) if steps.training else measured(chosen)
-    answers = report(TRAINING_TABLE if steps.training else TABLE, outcomes)
+    answers = report(*_chosen(cases(named, model, **timing), steps, compare))
     if outputs:
         write_results(outputs[0], machine=machine, model=model, cases=answers)
-        click.echo(f"wrote {outputs[0]}", err=True)
+        drawn = compare is not None and draw_results(answers, outputs[1])
+        for path in outputs if drawn else outputs[:1]:
+            click.echo(f"wrote {path}", err=True)
     if any("error" in answer for answer in answers):
-        click.get_current_context().exit(CASE_FAILED)
+        context.exit(CASE_FAILED)
+
+
+def _check_comparison(context: click.Context) -> None:
+    for name in ("training", "implementation"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--compare and --{name} exclude each other: leave out one of them")
+
+
+def _chosen(
+    chosen: Iterable[Case], steps: TrainingOptions, compare: tuple[str, ...] | None
+) -> tuple[Table, Iterable[Outcome]]:
+    """What is measured of every case, and the table for it."""
+    if compare is not None:
+        return COMPARISON_TABLE, comparison_outcomes(chosen, compare)
+    if steps.training:
+        return TRAINING_TABLE, training_outcomes(chosen, steps)
+    return TABLE, measured(chosen)
 
 
 def report(table: Table, outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
@@ -127,7 +180,8 @@ def report(table: Table, outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
         if "error" in outcome.answer:
             notice(f"Error: {outcome.answer['error']}")
         else:
-            click.echo(table.row(outcome.cells))
+            for row in outcome.rows:
+                click.echo(table.row(row))
         answers.append(outcome.answer)
     return answers
 
@@ -140,7 +194,7 @@ def measured(cases: Iterable[Case]) -> Iterator[Outcome]:
         except BenchmarkError as error:
             yield Outcome({"name": case.name, "threads": case.threads, "error": str(error)})
             continue
-        yield Outcome(result.to_dict(), result_cells(result))
+        yield Outcome(result.to_dict(), [result_cells(result)])
 
 
 def model_spec(options: ModelOptions, shape: str | None) -> ModelSpec:
@@ -152,7 +206,7 @@ def model_spec(options: ModelOptions, shape: str | None) -> ModelSpec:
     """
     chosen: dict[str, Any] = {
         "device": options.device, "dtype": options.dtype, "neighbor_cap": options.neighbor_cap,
-        "charge": options.charge, "spin": options.spin,
+        "charge": options.charge, "spin": options.spin, "implementation": options.implementation,
     }  # fmt: skip
     if shape is not None:
         if options.model is not None:
@@ -174,7 +228,7 @@ def read_named(name: str) -> Atoms:
     Raises:
         FileNotFoundError, ValueError: if it cannot be read.
     """
-    if name in BUILTIN_STRUCTURES:
+    if is_builtin(name):
         return builtin_structure(name)
     return read_frames(Path(name), "-1")[0].atoms
 

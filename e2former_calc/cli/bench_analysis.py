@@ -24,7 +24,7 @@ from e2former_calc.cli.options import ModelOptions
 from e2former_calc.cli.output import check_outputs, replacing, with_suffix
 from e2former_calc.cli.summary import json_ready
 
-SUITES = ("model", "analysis")
+SUITES = ("model", "cpu", "gpu", "md", "original", "analysis")
 
 UNITS = {"time": "s", "memory": "MB (10^6 bytes)"}
 TABLE = Table((
@@ -32,7 +32,7 @@ TABLE = Table((
     ("+MB", 8), ("ratio", 8), ("difference", 12),
 ))  # fmt: skip
 
-USED = ("suite", "frames", "repeats", "out", "overwrite", "seed")
+USED = ("structures", "suite", "frames", "repeats", "out", "overwrite", "seed")
 """Options that have a meaning for this suite."""
 
 
@@ -41,7 +41,8 @@ def suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option(
             "--suite", type=click.Choice(SUITES), default="model", show_default=True,
-            help="What is timed: a model, or the analysis of made-up trajectories, which needs no model.",
+            help="What is timed: a model; a fixed list of models and structures with aims, for a CPU or a GPU; "
+            "molecular dynamics; the original E2Former; or the analysis of made-up trajectories.",
         ),
         click.option(
             "--frames", type=click.IntRange(min=20), metavar="N",
@@ -60,7 +61,7 @@ def bench_analysis(options: ModelOptions, structures: Sequence[str], *, overwrit
         click.UsageError: for options of the model suite.
     """
     context = click.get_current_context()
-    _check_options(context)
+    check_options(context, "analysis", USED)
     given = context.get_parameter_source("repeats") is not ParameterSource.DEFAULT
     repeats = int(context.params["repeats"]) if given else DEFAULT_CASES[0].repeats
     outputs = [with_suffix(options.out, "-bench.json")] if options.out else []
@@ -105,11 +106,17 @@ def _cases(structures: Sequence[str], frames: int | None, repeats: int, seed: in
     return [AnalysisCase(name, frames or known[name], repeats, seed) for name in structures or known]
 
 
-def _check_options(context: click.Context) -> None:
+def check_options(context: click.Context, suite: str, used: Sequence[str]) -> None:
+    """Refuse options that a suite does not look at.
+
+    Raises:
+        click.UsageError: naming one of them.
+    """
     for name in context.params:
         given = context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
-        if given and name not in (*USED, "structures"):
-            raise click.UsageError(f"--{name.replace('_', '-')} has no meaning for --suite analysis: leave it out")
+        if given and name not in used:
+            shown = name if name == "structures" else f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{shown} has no meaning for --suite {suite}: leave it out")
 
 
 def _or_dash(value: float | None, text: Callable[[float], str]) -> str:

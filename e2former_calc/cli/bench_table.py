@@ -13,11 +13,11 @@ class Outcome:
 
     Attributes:
         answer: its entry in the JSON file; holds `error` if the case failed.
-        cells: of its line in the table; empty if it failed.
+        rows: its lines in the table; none if it failed.
     """
 
     answer: dict[str, Any]
-    cells: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Table:
         """One line."""
         widths = [width for _, width in self.columns]
         return f"{cells[0]:<{widths[0]}}" + "".join(f"{c:>{w}}" for c, w in zip(cells[1:], widths[1:], strict=True))
+
+
+def or_dash(value: float | None, form: str) -> str:
+    """A number in a format such as ".2f", or a dash for None."""
+    return "-" if value is None else format(value, form)
 
 
 def three_digits(value: float) -> str:

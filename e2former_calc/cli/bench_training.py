@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from e2former_calc.benchmark import BenchmarkError, Case, TrainingCase, TrainingResult, run_training_in_subprocess
-from e2former_calc.cli.bench_table import Outcome, Table, three_digits
+from e2former_calc.cli.bench_table import Outcome, Table, or_dash, three_digits
 from e2former_calc.cli.options import ModelOptions
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
@@ -123,7 +123,7 @@ def _measured(case: TrainingCase) -> TrainingResult | Outcome:
 
 
 def _outcome(result: TrainingResult | Outcome) -> Outcome:
-    return result if isinstance(result, Outcome) else Outcome(result.to_dict(), training_cells(result))
+    return result if isinstance(result, Outcome) else Outcome(result.to_dict(), [training_cells(result)])
 
 
 def training_cells(result: TrainingResult) -> list[str]:
@@ -134,10 +134,6 @@ def training_cells(result: TrainingResult) -> list[str]:
         "compiled" if result.compiled else "plain", three_digits(step.median),
         f"{three_digits(step.lower_quartile)}-{three_digits(step.upper_quartile)}",
         three_digits(result.step_cpu.median), three_digits(result.frames_per_second),
-        three_digits(result.atoms_per_second), _or_dash(result.speedup, ".2f"), _or_dash(result.compile_seconds, ".0f"),
-        f"{result.memory_peak:.0f}", f"{result.memory_increase:.0f}", _or_dash(result.device_memory_peak, ".0f"),
+        three_digits(result.atoms_per_second), or_dash(result.speedup, ".2f"), or_dash(result.compile_seconds, ".0f"),
+        f"{result.memory_peak:.0f}", f"{result.memory_increase:.0f}", or_dash(result.device_memory_peak, ".0f"),
     ]  # fmt: skip
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

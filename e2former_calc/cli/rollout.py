@@ -142,7 +142,9 @@ class Execution:
     help="Continue the run in the folder, also to a longer --time-ps; of a finished one only write the report anew; "
     "begin if nothing is there.",
 )  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads; default OMP_NUM_THREADS, else one for every 64 atoms."
+)
 @truth_options
 @overwrite_option
 @model_options(folder=FOLDER)
@@ -167,15 +169,12 @@ def rollout(
     DIR/rollout.restart. A run that was stopped or killed continues with --resume and the same options and gives what
     an uninterrupted run gives, bit for bit.
     """
-    import torch
-
     from e2former_calc.cli.relaxation import stop_on_signal
     from e2former_calc.cli.summary import Stopwatch
+    from e2former_calc.cli.threads import choose_threads
     from e2former_calc.rollout import RolloutFolder, RolloutRun, plan_from_dict
 
     stopwatch = Stopwatch()
-    if execution.threads is not None:
-        torch.set_num_threads(execution.threads)
     given = {name: value for name, value in vars(conditions).items() if value is not None}
     given, options = with_official(given, options)
     report = {name: value for name, value in vars(thresholds).items() if value is not None}
@@ -184,6 +183,7 @@ def rollout(
     resume = folder.check(resume=execution.resume, overwrite=execution.overwrite)
     calculator = options.calculator()
     run = RolloutRun(plan, calculator, folder, resume=resume)
+    choose_threads(execution.threads, run.simulation.dynamics.replicas.n_atoms)
     atoms = plural(len(run.simulation.topology().numbers), "atom")
     size = f"{plural(plan.replicas, 'replica')} of {atoms}, {run.plan.length_ps:g} ps at {run.plan.temperature_K:g} K"
     announce(calculator, model=options.model_name(), size=size)

@@ -15,7 +15,7 @@ from e2former_calc.report import ReportSettings
 THERMOSTATS: Final = ("langevin", "nose-hoover", "bussi", "none")
 """The last one is constant energy."""
 
-DEFAULT_TIME_PS: Final = 1.0
+DEFAULT_TIME_PS: Final = 4.0
 """With 4 replicas of the bundled peptide and the report about three minutes on two CPU cores."""
 
 DEFAULT_EVERY_FS: Final = 4.0

@@ -6,13 +6,12 @@ Quantum Theory of Angular Momentum (1988), chapter 8; real basis as in e3nn.
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
 from math import sqrt
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from e2former_calc.potentials.so3.triple import triple_coupling
 
 
 def vector_coupling(l_in: int, l_out: int) -> Float[Tensor, "m_in 3 m_out"]:
@@ -25,21 +24,7 @@ def vector_coupling(l_in: int, l_out: int) -> Float[Tensor, "m_in 3 m_out"]:
     """
     if not abs(l_in - 1) <= l_out <= l_in + 1 or l_in < 0:
         raise ValueError(f"degrees {l_in} x 1 -> {l_out} violate the triangle rule")
-    return _cached_coupling(l_in, l_out).clone()
-
-
-@cache
-def _cached_coupling(l_in: int, l_out: int) -> Tensor:
-    # Old releases of e3nn (MACE pins 0.4.4) load a file with slices in it and use deprecated parts of torch.
-    with torch.device("cpu"), torch.serialization.safe_globals([slice]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from e3nn.o3 import wigner_3j
-
-        normalized: Tensor = wigner_3j(l_in, 1, l_out, dtype=torch.float64)
-    # Releases of e3nn differ in the sign of some couplings (0.4.4 in all with l_in = l_out > 1), so it is fixed here.
-    m_in, m_out, sign = (l_in, -l_in, -1.0) if l_in == l_out else (0, 0, 1.0)
-    along_y = float(normalized[l_in + m_in, 1, l_out + m_out])
-    return normalized * (sign * sqrt(2 * l_out + 1) * (1.0 if along_y > 0 else -1.0))
+    return triple_coupling(l_in, 1, l_out) * sqrt(2 * l_out + 1)
 
 
 def coupling_paths(lmax: int) -> list[tuple[int, int]]:

@@ -179,7 +179,7 @@ def test_bad_rules_are_refused(rules: dict[str, Any], message: str) -> None:
 
 
 def test_temperature_window_is_refused_for_quantum_baths(potentials: Any, cluster: Atoms) -> None:
-    with pytest.raises(ValueError, match="no meaning with QuantumThermalBath.*zero-point energy: leave it out"):
+    with pytest.raises(ValueError, match=r"no meaning with QuantumThermalBath.*zero-point energy: leave it out"):
         Simulation(
             cluster, potentials.LennardJones(), QuantumThermalBath(1.0, 50.0, 20.0), seed=1,
             options=with_rules(temperature_window=(0.1, 5.0)),

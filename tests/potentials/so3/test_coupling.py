@@ -11,7 +11,7 @@ from e3nn import o3
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from e2former_calc.potentials.so3 import coupling, coupling_paths, vector_coupling
+from e2former_calc.potentials.so3 import coupling_paths, vector_coupling
 
 ROUNDING = 1000 * torch.finfo(torch.float64).eps
 LMAX = 11
@@ -89,14 +89,3 @@ def test_paths_of_lmax_two() -> None:
 def test_every_degree_has_one_two_or_three_paths(lmax: int) -> None:
     counts = [sum(l_out == degree for _, l_out in coupling_paths(lmax)) for degree in range(lmax + 1)]
     assert counts == [1] + [3] * (lmax - 1) + [2]
-
-
-@pytest.mark.parametrize(("l_in", "l_out"), [(1, 0), (1, 1), (2, 2), (2, 3)])
-def test_signs_do_not_depend_on_the_release_of_e3nn(l_in: int, l_out: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, three_j = vector_coupling(l_in, l_out), o3.wigner_3j
-    monkeypatch.setattr(o3, "wigner_3j", lambda *degrees, **options: -three_j(*degrees, **options))
-    coupling._cached_coupling.cache_clear()
-    try:
-        torch.testing.assert_close(vector_coupling(l_in, l_out), expected, rtol=0, atol=0)
-    finally:
-        coupling._cached_coupling.cache_clear()
