@@ -48,27 +48,37 @@ class RadialTables:
         self.embedding: NDArray[Any] = np.empty((0, 3, 0))
         self.attention: list[NDArray[Any]] = []
         self._functions = _RadialFunctions(model)
-        self._known: dict[tuple[int, int], list[Tensor]] = {}
 
     def cover(self, elements: Sequence[int]) -> bool:
         """Make tables for these atomic numbers too; returns whether any was new."""
         union = tuple(sorted({*self.elements, *elements}))
         if union == self.elements:
             return False
-        for center in union:
-            for source in union:
-                if (center, source) not in self._known:
-                    functions = self._functions.of_pair(center, source)
-                    tables = (radial_table(f, cutoff=self.cutoff, n_knots=self.n_knots) for f in functions)
-                    self._known[center, source] = [self._stored(table) for table in tables]
+        pairs = [(center, source) for center in union for source in union]
+        parts = [self._known(center, source) or self._made(center, source) for center, source in pairs]
         self.elements = union
-        in_order = [self._known[center, source] for center in union for source in union]
-        self.embedding, *self.attention = (torch.cat(parts).numpy() for parts in zip(*in_order, strict=True))
+        self.embedding, *self.attention = (np.concatenate(blocks) for blocks in zip(*parts, strict=True))
         return True
 
-    def _stored(self, table: Float[Tensor, "knots 3 width"]) -> Tensor:
+    def _known(self, center: int, source: int) -> list[NDArray[Any]]:
+        """Tables of a pair that has been covered before; empty if it has not."""
+        if center not in self.elements or source not in self.elements:
+            return []
+        pair = self.elements.index(center) * len(self.elements) + self.elements.index(source)
+        rows = slice(pair * self.n_knots, (pair + 1) * self.n_knots)
+        return [self.embedding[rows], *(table[rows] for table in self.attention)]
+
+    def _made(self, center: int, source: int) -> list[NDArray[Any]]:
+        tables = (
+            radial_table(function, cutoff=self.cutoff, n_knots=self.n_knots)
+            for function in self._functions.of_pair(center, source)
+        )
+        return [self._stored(table) for table in tables]
+
+    def _stored(self, table: Float[Tensor, "knots 3 width"]) -> NDArray[Any]:
         step = self.cutoff / (self.n_knots - 1)
-        return torch.from_numpy(with_chords(table.numpy(), n_knots=self.n_knots, step=step)).to(self.dtype)
+        rows = with_chords(table.numpy(), n_knots=self.n_knots, step=step)
+        return rows.astype(np.float64 if self.dtype == torch.float64 else np.float32)
 
 
 class _RadialFunctions:
