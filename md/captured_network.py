@@ -2,7 +2,8 @@
 
 The system has one structure of padding with one atom more. Edges of padding join this atom with itself, so that
 energies and derivatives of all other atoms are those of the unpadded system, up to the rounding of matrix products
-of another size.
+of another size. A potential that has been prepared for its device is evaluated by kernels (`inference.fixed_shape`),
+for which free slots do not exist.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,9 @@ from e2former_calc.potentials.neighbors import NeighborList, squared_length
 from e2former_calc.potentials.padding import Capacity, PaddedGraph, pad_system
 from e2former_calc.potentials.potential import EnergyPotential
 from e2former_calc.potentials.system import System
+
+if TYPE_CHECKING:
+    from e2former_calc.potentials.inference.fixed_shape import FixedShapeForm
 
 _SMALLEST_VOLUME = 1e-6
 """Cells with less (Å^3) have no stress."""
@@ -55,6 +59,7 @@ class FixedShapeNetwork:
         self._potential = potential
         self.padded = pad_system(system, Capacity(system.n_structures + 1, system.n_atoms + 1, ()))
         self._elements = torch.unique(system.numbers)
+        self._fused = _fused_form(potential, self.padded)
         self._reference = potential.reference[system.numbers]
         self._batch, self._periodic = system.batch, system.pbc.any(-1)
 
@@ -67,7 +72,24 @@ class FixedShapeNetwork:
         stress: bool,
     ) -> tuple[Float[Tensor, " replicas"], Float[Tensor, "atoms 3"], Float[Tensor, "replicas 3 3"]]:
         """Energy (eV), forces (eV/Å) and stress (eV/Å^3, NaN unless asked for) of the true atoms."""
-        potential, atoms, replicas = self._potential, len(self._batch), len(self._periodic)
+        atoms, replicas = len(self._batch), len(self._periodic)
+        derivative: Tensor | None
+        if self._fused is not None:
+            energies, forces, derivative = self._fused(graphs[0], positions.detach())
+        else:
+            energies, forces, derivative = self._derivatives(graphs, positions, cell, stress=stress)
+        per_atom = energies[:atoms] + self._reference
+        energy = per_atom.new_zeros(replicas).index_add(0, self._batch, per_atom)
+        tension = torch.full_like(cell, torch.nan)[:replicas]
+        if stress and derivative is not None:
+            tension = self._stress(derivative[:replicas], cell[:replicas])
+        return energy, forces[:atoms], tension
+
+    def _derivatives(
+        self, graphs: Sequence[PaddedGraph], positions: Tensor, cell: Tensor, *, stress: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Atomic energies, forces and dE/dstrain of the padded system by the plain module, float64, without graph."""
+        potential = self._potential
         gradient = potential.force_mode == "gradient"
         system = replace(self.padded, positions=positions, cell=cell)
         with torch.set_grad_enabled(gradient), _plain_operations(potential):
@@ -83,12 +105,7 @@ class FixedShapeNetwork:
         forces = output.forces if not gradient else -derivatives[0]
         if forces is None:
             raise TypeError(f"{type(potential.model).__name__} returned no forces, which molecular dynamics needs")
-        per_atom = energies.detach()[:atoms] + self._reference
-        energy = per_atom.new_zeros(replicas).index_add(0, self._batch, per_atom)
-        tension = torch.full_like(cell, torch.nan)[:replicas]
-        if strain is not None:
-            tension = self._stress(derivatives[1][:replicas], cell[:replicas])
-        return energy, forces.detach()[:atoms].to(torch.float64), tension
+        return energies.detach(), forces.detach().to(torch.float64), derivatives[1] if len(derivatives) > 1 else None
 
     def _stress(self, derivative: Tensor, cell: Tensor) -> Float[Tensor, "replicas 3 3"]:
         a, b, c = cell.unbind(1)
@@ -96,6 +113,16 @@ class FixedShapeNetwork:
         defined = self._periodic & (volume > _SMALLEST_VOLUME)
         tension = 0.5 * (derivative + derivative.mT) / torch.where(defined, volume, 1.0)[:, None, None]
         return torch.where(defined[:, None, None], tension, torch.nan)
+
+
+def _fused_form(potential: EnergyPotential, padded: System) -> FixedShapeForm | None:
+    """The form of a potential that has been prepared for its device."""
+    if potential.prepared is None:
+        return None
+    from e2former_calc.potentials.inference.device_prepared import DevicePrepared  # imports a compiler: takes a second
+
+    prepared = potential.prepared
+    return prepared.fixed_shape(potential, padded) if isinstance(prepared, DevicePrepared) else None
 
 
 def pad_coordinates(

@@ -1,4 +1,4 @@
-"""Fast inference on the host: a loaded network prepared once, evaluated and differentiated by hand."""
+"""Fast inference: a loaded network prepared once, evaluated and differentiated by hand."""
 
 from e2former_calc.potentials.inference.prepared import (
     Prepared,

@@ -1,8 +1,8 @@
 """`prepare`: the inference form of a loaded potential, checked against the plain module when it is made.
 
-Radial networks become tables, chains of linear maps one matrix, and energies and forces are computed without an
-autograd graph by native kernels (numba) and matrix products (torch). What the form does not cover is listed by
-`obstacles`; nothing is replaced silently.
+Radial networks become tables, and chains of linear maps one matrix. On the CPU energies and forces are computed without
+an autograd graph by native kernels (numba) and matrix products (torch); on a CUDA device by Triton kernels
+(`device_prepared`). What the form does not cover is listed by `obstacles`; nothing is replaced silently.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from e2former_calc.potentials.potential import EnergyPotential, stress_of
 from e2former_calc.potentials.system import Prediction, System
 
 if TYPE_CHECKING:
+    from e2former_calc.potentials.inference.device_network import MatmulPrecision
     from e2former_calc.potentials.inference.geometry import PairList, Structure
-    from e2former_calc.potentials.inference.network import Network
+    from e2former_calc.potentials.inference.network import Network, NetworkResult
+    from e2former_calc.potentials.inference.tables import RadialTables
 
 MIN_KNOTS, KNOTS_PER_BASIS_FUNCTION = 512, 3
 """Knots of the radial tables: errors of forces stay below 1e-7 eV/Å."""
@@ -57,10 +59,12 @@ class SelfCheck:
 
 def obstacles(potential: EnergyPotential) -> list[str]:
     """Why a potential has no prepared form; empty if it has one."""
+    device = potential.device.type
     found = [
-        (potential.device.type != "cpu", f"the device is {potential.device}; the fused path runs on the CPU"),
+        (device not in ("cpu", "cuda"), f"the device is {potential.device}; fused kernels run on CPU and CUDA devices"),
         (potential.force_mode == "head", "forces come from a head of the network"),
         (importlib.util.find_spec("numba") is None, "the package numba is not installed"),
+        (device == "cuda" and importlib.util.find_spec("triton") is None, "the package triton is not installed"),
     ]
     return _not_covered(potential.model) + [reason for applies, reason in found if applies]
 
@@ -68,7 +72,7 @@ def obstacles(potential: EnergyPotential) -> list[str]:
 def disadvantages(potential: EnergyPotential) -> list[str]:
     """Why the prepared form of a potential, if it has one, would be slower than it should be."""
     slower = ["fused kernels are made for float32"] if potential.dtype != torch.float32 else []
-    return slower + _too_small(potential.model)
+    return slower + (_too_small(potential.model) if potential.device.type == "cpu" else [])
 
 
 def reasons_against(model: object) -> list[str]:
@@ -101,21 +105,29 @@ def _too_small(model: object) -> list[str]:
     return [reason for applies, reason in found if applies]
 
 
-def prepare(potential: EnergyPotential, elements: Iterable[int] | None = None) -> EnergyPotential:
+def prepare(
+    potential: EnergyPotential,
+    elements: Iterable[int] | None = None,
+    *,
+    matmul_precision: MatmulPrecision = "float32",
+) -> EnergyPotential:
     """Give a potential its prepared form; its weights must not change afterwards.
 
     Args:
         potential: changed in place, and returned.
         elements: atomic numbers to make tables for now; others follow when they occur. By default all that the
             potential knows if they are at most 8.
+        matmul_precision: of matrix products on atoms: "float32" is the arithmetic of the network, "bf16" is for CUDA
+            devices alone.
 
     Raises:
-        ValueError: if the potential has no prepared form, with the reasons, or if the self-check fails.
+        ValueError: if the potential has no prepared form, with the reasons, for a precision that its device does not
+            have, or if the self-check fails.
     """
     reasons = obstacles(potential)
     if reasons:
         raise ValueError(f"implementation='fused' is not available: {'; '.join(reasons)}; use implementation='blocked'")
-    prepared = Prepared(potential)
+    prepared = _form(potential, matmul_precision)
     known = sorted(potential.elements)
     chosen = sorted(set(elements)) if elements is not None else known if len(known) <= 8 else []
     if chosen:
@@ -133,8 +145,19 @@ def choose_execution(potential: EnergyPotential, implementation: str) -> EnergyP
     if implementation == "fused":
         return prepare(potential)
     if implementation == "auto" and not obstacles(potential) and not disadvantages(potential):
-        potential.prepared = Prepared(potential)
+        potential.prepared = _form(potential)
     return potential
+
+
+def _form(potential: EnergyPotential, matmul_precision: MatmulPrecision = "float32") -> Prepared:
+    """The form for the device of a potential, not made yet."""
+    if potential.device.type == "cpu":
+        if matmul_precision != "float32":
+            raise ValueError(f"matmul_precision={matmul_precision!r} needs a CUDA device: use 'float32' on the CPU")
+        return Prepared(potential)
+    from e2former_calc.potentials.inference.device_prepared import DevicePrepared
+
+    return DevicePrepared(potential, kernels="triton", matmul_precision=matmul_precision)
 
 
 def execution(potential: EnergyPotential) -> str:
@@ -147,14 +170,17 @@ def execution(potential: EnergyPotential) -> str:
 
 
 class Prepared:
-    """The prepared form of one potential; the work is done when it is first needed.
+    """The prepared form of one potential on the host; the work is done when it is first needed.
 
     Args:
         potential: what to prepare; not kept.
 
     Attributes:
+        name: of the way in which evaluations are carried out.
         checks: one entry for each time that elements were added.
     """
+
+    name = "fused"
 
     def __init__(self, potential: EnergyPotential) -> None:
         config = _network_of(potential).config
@@ -162,7 +188,7 @@ class Prepared:
         self.n_knots = max(MIN_KNOTS, KNOTS_PER_BASIS_FUNCTION * config.num_basis)
         self.checks: list[SelfCheck] = []
         self._network: Network | None = None
-        self._composition: _Composition | None = None
+        self._composition: Composition | None = None
 
     def __call__(
         self, potential: EnergyPotential, system: System, *, properties: frozenset[Property],
@@ -176,7 +202,7 @@ class Prepared:
         numbers = system.numbers
         if self._composition is None or not self._composition.describes(system):
             self.cover(potential, numbers.unique().tolist())
-            self._composition = _Composition(potential, system, self._made(potential).tables.elements)
+            self._composition = self._compose(potential, system)
         return self._evaluate(potential, system, self._composition, properties=properties, neighbors=neighbors)
 
     def cover(self, potential: EnergyPotential, elements: Iterable[int]) -> None:
@@ -185,16 +211,25 @@ class Prepared:
         Raises:
             ValueError: if the self-check fails.
         """
-        if self._made(potential).tables.cover(list(elements)):
+        if self._tables(potential).cover(list(elements)):
             self._composition = None
             self.checks.append(self._self_check(potential, sorted(elements)))
 
     def describe(self) -> str:
         """One line about how evaluations are carried out."""
         if not self.checks:
-            return "fused"
+            return self.name
         worst = max(self.checks, key=lambda check: check.force)
-        return f"fused; differs from the plain module by up to {worst.force:.1e} eV/Å (self-check)"
+        return f"{self.name}; differs from the plain module by up to {worst.force:.1e} eV/Å (self-check)"
+
+    def _compose(self, potential: EnergyPotential, system: System) -> Composition:
+        return Composition(potential, system, self._tables(potential).elements)
+
+    def _tables(self, potential: EnergyPotential) -> RadialTables:
+        return self._made(potential).tables
+
+    def _tolerance(self, potential: EnergyPotential) -> float:
+        return TOLERANCE[potential.dtype]
 
     def _made(self, potential: EnergyPotential) -> Network:
         if self._network is None:
@@ -204,7 +239,7 @@ class Prepared:
         return self._network
 
     def _evaluate(
-        self, potential: EnergyPotential, system: System, composition: _Composition, *,
+        self, potential: EnergyPotential, system: System, composition: Composition, *,
         properties: frozenset[Property], neighbors: NeighborList | None,
     ) -> Prediction:  # fmt: skip
         from e2former_calc.potentials.inference.geometry import Structure
@@ -223,15 +258,7 @@ class Prepared:
             pairs, structure, composition.condition, forces=bool(properties & {"forces", "stress"}),
             threads=torch.get_num_threads(),
         )  # fmt: skip
-        energies = result.energies + composition.reference
-        energy = energies.new_zeros(system.n_structures).index_add(0, system.batch, energies)
-        return Prediction(
-            energy, energies,
-            result.forces if "forces" in properties else None,
-            stress_of(result.strain, system) if "stress" in properties and result.strain is not None else None,
-            force_source="gradient" if "forces" in properties else None,
-            extrapolation=composition.extrapolation(result.descriptors),
-        )  # fmt: skip
+        return composition.prediction(system, result, properties)
 
     @staticmethod
     def _is_uncapped(potential: EnergyPotential, pairs: PairList, structure: Structure) -> bool:
@@ -248,14 +275,14 @@ class Prepared:
             plain = potential(system, properties=properties)
         finally:
             potential.prepared = attached
-        composition = _Composition(potential, system, self._made(potential).tables.elements)
+        composition = self._compose(potential, system)
         fused = self._evaluate(potential, system, composition, properties=properties, neighbors=None)
         force = float((fused.forces - plain.forces).abs().max())
         check = SelfCheck(
             tuple(elements), float((fused.energies - plain.energies).abs().max()), force,
             float(plain.forces.abs().max()),
         )  # fmt: skip
-        limit = TOLERANCE[potential.dtype] * max(1.0, check.largest_force)
+        limit = self._tolerance(potential) * max(1.0, check.largest_force)
         if not (check.force <= limit and check.energy <= limit):
             raise ValueError(
                 f"the fused form of this model failed its self-check on elements {elements}: forces differ by "
@@ -265,17 +292,31 @@ class Prepared:
         return check
 
 
-class _Composition:
+class Composition:
     """What depends on elements, charges and multiplicities alone, kept while these stay the same."""
 
     def __init__(self, potential: EnergyPotential, system: System, elements: tuple[int, ...]) -> None:
         self._key = (system.numbers, system.batch, system.charge, system.spin)
-        self.rows: Int[np.ndarray, " atoms"] = np.searchsorted(np.array(elements), system.numbers.numpy())
+        self.rows: Int[np.ndarray, " atoms"] = np.searchsorted(np.array(elements), system.numbers.cpu().numpy())
         self.reference: Float[Tensor, " atoms"] = potential.reference[system.numbers]
         with torch.no_grad():
             vector = _network_of(potential).condition_vector(system.charge, system.spin)
             self.condition: Float[Tensor, "atoms channels"] = vector[system.batch].contiguous()
-        self._domain = None if potential.domain is None else _Domain(potential.domain, system.numbers)
+        self._domain: _Domain | None = None
+        if potential.domain is not None and potential.device.type == "cpu":
+            self._domain = _Domain(potential.domain, system.numbers)
+
+    def prediction(self, system: System, result: NetworkResult, properties: frozenset[Property]) -> Prediction:
+        """With reference energies, and stress from the derivative by strain."""
+        energies = result.energies + self.reference
+        energy = energies.new_zeros(system.n_structures).index_add(0, system.batch, energies)
+        return Prediction(
+            energy, energies,
+            result.forces if "forces" in properties else None,
+            stress_of(result.strain, system) if "stress" in properties and result.strain is not None else None,
+            force_source="gradient" if "forces" in properties else None,
+            extrapolation=self.extrapolation(result.descriptors),
+        )  # fmt: skip
 
     def extrapolation(self, descriptors: Float[Tensor, "atoms channels"]) -> Float[Tensor, " atoms"] | None:
         """Distance from the training data, if that is known."""

@@ -20,7 +20,7 @@ def evaluate_spline(functions: TabulatedFunctions) -> Float[Tensor, "edges width
     knot = position.detach().floor().clamp(max=float(knots - 2)).to(torch.int64)
     s = (position - knot).to(values.dtype)
     weights = _cubic(s) if derivatives == CUBIC else _quintic(s)
-    powers = functions.table.spacing ** torch.arange(derivatives, device=s.device).repeat(2)
+    powers = functions.table.spacing ** torch.arange(derivatives, dtype=torch.float64, device=s.device).repeat(2)
     data = torch.cat([values[functions.pair, knot], values[functions.pair, knot + 1]], dim=1)
     return ((weights * powers.to(s.dtype))[:, :, None] * data).sum(1)
 
