@@ -170,6 +170,7 @@ def test_rounded_products_leave_global_settings_alone(build: Build, cluster: Sys
     assert torch.get_float32_matmul_precision() == before
 
 
+@pytest.mark.usefixtures("_untyped")
 def test_unknown_precision_is_refused(build: Build) -> None:
     with pytest.raises(ValueError, match="`matmul_precision` must be 'float32' or 'bf16', got 'tf32'"):
         DeviceNetwork(build().model, "test", n_knots=12, kernels="reference", matmul_precision="tf32")
