@@ -167,7 +167,7 @@ class Watch:
         if new.forces.device.type != "cpu":
             return False
         force = squared_length(new.forces)
-        total = force.sum() + new.velocities.sum() + new.energy.sum()
+        total = force.sum() + squared_length(new.velocities).sum() + new.energy.sum()
         return bool((force <= self._squared_bound).all()) and bool(torch.isfinite(total))
 
     def _broken_numbers(self, new: State) -> Int[Tensor, " replicas"]:

@@ -113,7 +113,7 @@ class Execution:
 )  # fmt: skip
 @official_config_option
 @click.option("--replicas", type=int, help="Independent runs as one batch (4; presets: 1 or 5).")
-@click.option("--time-ps", type=float, help="Length in ps (1; presets: as published).")
+@click.option("--time-ps", type=float, help="Length in ps (4; presets: as published).")
 @click.option(
     "--every-fs", type=float, help="Time between frames in fs, a multiple of the time step (4; presets: as published)."
 )
