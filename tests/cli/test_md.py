@@ -32,7 +32,7 @@ from e2former_calc.md.restart import read_restart
 from .conftest import Run, saved
 
 PROGRAM = (sys.executable, "-m", "e2former_calc", "md")
-LONG = 200
+LONG = 800
 SHORT = ("--steps", 20, "--every", 5, "--log-every", 10, "--restart-every", 10, "--friction-per-ps", 10)
 
 Md = Callable[..., Any]
@@ -396,7 +396,7 @@ def test_a_run_killed_at_a_random_moment_continues_bit_for_bit(
     run: Run, model: Path, water: Path, folder: Path, whole: Path
 ) -> None:
     process = start(folder, water, model)
-    time.sleep(random.uniform(0.0, 0.5))
+    time.sleep(random.uniform(0.0, 0.3))
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
