@@ -14,6 +14,7 @@ from ase.calculators.emt import EMT
 from e2former_calc.analysis.constants import AMU_A2_PER_FS2_EV, BOLTZMANN_EV_PER_K
 from e2former_calc.analysis.trajectory import Trajectory, TrajectoryError
 from e2former_calc.report import Method, ReportSettings, Section, analyze_rollouts
+from e2former_calc.report.section import Quantity
 from e2former_calc.report.sources import survey
 
 ETHANOL = molecule("CH3CH2OH")
@@ -246,3 +247,9 @@ def test_a_hole_in_a_trajectory_is_found_and_named():
     )  # fmt: skip
     with pytest.raises(TrajectoryError, match="rollout 1 has frames at unequal intervals"):
         analyze_rollouts([holed], turning(2), SETTINGS)
+
+
+def test_rounding_is_not_a_unit_of_noise() -> None:
+    still = Quantity("h(r) MAE", 1.2, "1", note="one rollout", noise_floor=1.5e-16, noise_upper_95=2e-16)
+    assert still.in_units_of_noise is None
+    assert still.beyond_noise

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from matplotlib.figure import Figure
 
+ROUNDING: Final = 1e-9
+"""A noise below this part of a value is no noise."""
 NOISE_LIMIT: Final = 2.0
 """Beyond this many times its noise a number counts as different, where no 95 % limit is known."""
 
@@ -57,11 +59,16 @@ class Quantity:
         if self.value is None:
             return None
         if self.noise_floor is not None:
-            return self.value / self.noise_floor if self.noise_floor > 0 else None
+            return self.value / self.noise_floor if self._has_noise else None
         if self.reference is None or self.error is None or self.reference_error is None:
             return None
         combined = hypot(self.error, self.reference_error)
         return abs(self.value - self.reference) / combined if combined > 0 else None
+
+    @property
+    def _has_noise(self) -> bool:
+        """False where the noise is rounding alone, because the reference holds still: no ratio says anything then."""
+        return self.noise_floor is not None and self.noise_floor > ROUNDING * abs(self.value or 0.0)
 
     @property
     def beyond_noise(self) -> bool | None:
