@@ -253,3 +253,11 @@ def test_rounding_is_not_a_unit_of_noise() -> None:
     still = Quantity("h(r) MAE", 1.2, "1", note="one rollout", noise_floor=1.5e-16, noise_upper_95=2e-16)
     assert still.in_units_of_noise is None
     assert still.beyond_noise
+
+
+@pytest.mark.parametrize(("spacing_fs", "remark"), [(10.0, None), (2.0, "too high"), (50.0, "noise too low")])
+def test_unequal_spacing_of_frames_is_told(spacing_fs: float, remark: str | None) -> None:
+    rollout = turning(1)
+    rollout = replace(rollout, times_fs=spacing_fs * np.arange(len(rollout.positions)))
+    text = analyze_rollouts([rollout], turning(2), SETTINGS).noise
+    assert [word for word in ("too high", "noise too low") if word in text] == [remark] * bool(remark)

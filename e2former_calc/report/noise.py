@@ -58,6 +58,12 @@ def convention(case: Case) -> str:
             f" Frames of the reference are {known:.3g} fs apart, those of the rollouts {min(spacings):.3g} fs: for "
             "fast motions a stretch holds fewer samples than a rollout, which makes their noise somewhat too high."
         )
+    if known is not None and spacings and max(spacings) > COARSER * known:
+        text += (
+            f" Frames of the rollouts are {max(spacings):.3g} fs apart, those of the reference {known:.3g} fs: for "
+            "fast motions a rollout holds fewer samples than a stretch, which makes their noise too low. Write frames "
+            "more often (--every-fs)."
+        )
     return text
 
 
