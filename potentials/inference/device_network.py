@@ -33,8 +33,8 @@ MatmulPrecision = Literal["float32", "bf16"]
 
 TF32 is missing: torch has no switch for it but global ones.
 """
-ENVELOPE_EXPONENT, QUINTIC = 5, 3
-"""Exponent of the polynomial cutoff, and rows of a table for each knot."""
+ENVELOPE_EXPONENT = 5
+"""Exponent of the polynomial cutoff."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,9 +171,9 @@ class DeviceNetwork:
         return self._norm_final(x)
 
     def _spline(self, table: Float[Tensor, "slots rows width"]) -> SplineTable:
-        """Values, slopes and curvatures; the kernels make chords themselves."""
+        """Values, slopes, curvatures and chords as they are."""
         spacing = self.config.max_radius / (self.tables.n_knots - 1)
-        rows = table[:, :QUINTIC].unflatten(0, (-1, self.tables.n_knots))
+        rows = table.unflatten(0, (-1, self.tables.n_knots))
         return SplineTable(self.placement.values(rows).contiguous(), spacing)
 
 

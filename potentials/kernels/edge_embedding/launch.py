@@ -28,7 +28,7 @@ def edge_embedding(functions: TabulatedFunctions, harmonics: Tensor, index: Edge
         "DEGREES": degrees,
         "SPACING": table.spacing,
         "KNOTS": table.values.shape[1],
-        "DERIVATIVES": table.values.shape[2],
+        "DERIVATIVES": table.derivatives,
         "BLOCK_ORDERS": triton.next_power_of_2(2 * degrees - 1),
         "BLOCK_CHANNELS": min(MAX_BLOCK_CHANNELS, triton.next_power_of_2(channels)),
         "num_warps": 1,

@@ -35,7 +35,7 @@ def fused_attention(
     if isinstance(edges.radial, TabulatedFunctions):
         table = edges.radial.table
         radial, distance, pair = table.values, edges.radial.distance, edges.radial.pair
-        interpolation = {"SPACING": table.spacing, "KNOTS": radial.shape[1], "DERIVATIVES": radial.shape[2]}
+        interpolation = {"SPACING": table.spacing, "KNOTS": radial.shape[1], "DERIVATIVES": table.derivatives}
     else:
         radial, distance, pair = edges.radial, edges.envelope, index.center
         interpolation = {"SPACING": 1.0, "KNOTS": 0, "DERIVATIVES": 0}

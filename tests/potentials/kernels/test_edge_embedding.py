@@ -27,7 +27,7 @@ def functions(generator: torch.Generator) -> TabulatedFunctions:
     """Functions of degrees 0 and 1 at five distances that are knots."""
     values = torch.randn(1, 6, 2, 2 * CHANNELS, generator=generator, dtype=torch.float64)
     distance = torch.arange(5, dtype=torch.float64) * 0.5
-    return TabulatedFunctions(SplineTable(values, 0.5), torch.zeros(5, dtype=torch.int64), distance)
+    return TabulatedFunctions(SplineTable.from_derivatives(values, 0.5), torch.zeros(5, dtype=torch.int64), distance)
 
 
 @pytest.fixture

@@ -68,7 +68,9 @@ def test_functions_may_come_from_a_table(graph, features, edges, generator) -> N
     index, options = EdgeIndex.from_neighbors(graph), {"normalization": "softmax", "implementation": "reference"}
     values = torch.randn(1, 5, 2, 2 * HEADS, generator=generator, dtype=torch.float64)
     at_knots = torch.arange(5, dtype=torch.float64) * 0.5
-    functions = TabulatedFunctions(SplineTable(values, 0.5), torch.zeros(5, dtype=torch.int64), at_knots)
+    functions = TabulatedFunctions(
+        SplineTable.from_derivatives(values, 0.5), torch.zeros(5, dtype=torch.int64), at_knots
+    )
     expected = fused_attention(*features, replace(edges, radial=values[0, :, 0]), index, **options)
     moment = fused_attention(*features, replace(edges, radial=functions), index, **options)
     torch.testing.assert_close(moment, expected, rtol=1e-13, atol=1e-13)

@@ -20,17 +20,21 @@ SMALL = (0, 1, 5, 2, 0)
 
 
 class Case:
-    """Random inputs; some edges are longer than the table."""
+    """Random inputs; some edges are longer than the table, whose functions are 1 and differ little between knots."""
 
-    def __init__(self, sizes: tuple[int, int, int], index: EdgeIndex, generator: torch.Generator) -> None:
+    def __init__(
+        self, sizes: tuple[int, int, int], index: EdgeIndex, generator: torch.Generator, spacing: float = 0.5
+    ) -> None:
         lmax, channels, derivatives = sizes
         n_edges, device = index.n_edges, index.center.device
         self.index = index
         width = (lmax + 1) * channels
         table = torch.randn(2, 9, derivatives, width, generator=generator, dtype=torch.float64).to(device)
-        self.table = SplineTable(table, 0.5)
+        table *= spacing ** torch.tensor([1.0, 0.0, -1.0], device=device)[:derivatives, None]
+        table[:, :, 0] += 1.0
+        self.table = SplineTable.from_derivatives(table, spacing)
         self.pair = torch.randint(2, (n_edges,), generator=generator).to(device)
-        distance = 4.5 * torch.rand(n_edges, generator=generator, dtype=torch.float64)
+        distance = 9.0 * spacing * torch.rand(n_edges, generator=generator, dtype=torch.float64)
         harmonics = torch.randn(n_edges, (lmax + 1) ** 2, generator=generator, dtype=torch.float64)
         self.distance, self.harmonics = (x.to(device).requires_grad_(True) for x in (distance, harmonics))
         shape = (index.n_atoms, (lmax + 1) ** 2, channels)
@@ -72,8 +76,10 @@ def test_any_shape(counts: list[int], sizes: tuple[int, int, int], edge_index: E
     check(Case(sizes, edge_index(counts), generator))
 
 
-def test_single_precision_errs_by_rounding_only(edge_index: Edges, generator) -> None:
-    case = Case((2, 5, 3), edge_index(SMALL), generator)
+@pytest.mark.parametrize("derivatives", [2, 3], ids=["cubic", "quintic"])
+@pytest.mark.parametrize("spacing", [0.5, 1e-4])
+def test_single_precision_errs_by_rounding_only(spacing, derivatives, edge_index: Edges, generator) -> None:
+    case = Case((2, 5, derivatives), edge_index(SMALL), generator, spacing)
     for kernel, reference in zip(case.results("triton", torch.float32), case.results("reference"), strict=True):
         atol = 100 * torch.finfo(torch.float32).eps * float(reference.abs().max())
         torch.testing.assert_close(kernel.double(), reference, rtol=0, atol=atol)

@@ -31,6 +31,7 @@ class Variant:
     channels: int = 6
     first_order: bool = True
     derivatives: int = 2
+    spacing: float = 0.5
     normalization: Normalization = "softmax"
     absent_outside: bool = False
 
@@ -47,7 +48,7 @@ class Case:
         t, v = self.tensors, self.variant
         radial = t["radial"]
         if v.derivatives:
-            table = SplineTable(t["table"], 0.5)
+            table = SplineTable(t["table"], v.spacing)
             radial = TabulatedFunctions(
                 table, (t["distance"] * 1000).to(torch.int64) % len(table.values), t["distance"]
             )
@@ -69,7 +70,10 @@ class Case:
 
 
 def make_case(variant: Variant, index: EdgeIndex, generator: torch.Generator) -> Case:
-    """Random inputs; every fourth edge lies outside the envelope, and tables end before the longest edge."""
+    """Random inputs; every fourth edge lies outside the envelope, and tables end before the longest edge.
+
+    Tabulated functions are 1 and differ little between knots, as those of a fine table do.
+    """
     n_atoms, n_edges, heads = index.n_atoms, index.n_edges, variant.heads
     shapes = {
         "query": (n_atoms, heads, variant.width),
@@ -81,10 +85,13 @@ def make_case(variant: Variant, index: EdgeIndex, generator: torch.Generator) ->
     tensors = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
     tensors["envelope"] = torch.rand(n_edges, generator=generator, dtype=torch.float64)
     tensors["envelope"][::4] = 0.0
-    tensors["distance"] = 4.5 * torch.rand(n_edges, generator=generator, dtype=torch.float64)
+    tensors["distance"] = 9.0 * variant.spacing * torch.rand(n_edges, generator=generator, dtype=torch.float64)
     tensors = {name: x.to(index.center.device).requires_grad_(True) for name, x in tensors.items()}
     table = torch.randn(3, 9, max(2, variant.derivatives), 2 * heads, generator=generator, dtype=torch.float64)
-    return Case(variant, index, tensors | {"table": table.to(index.center.device)})
+    table *= variant.spacing ** torch.tensor([1.0, 0.0, -1.0])[: table.shape[2], None]
+    table[:, :, 0] += 1.0
+    with_chords = SplineTable.from_derivatives(table, variant.spacing).values
+    return Case(variant, index, tensors | {"table": with_chords.to(index.center.device)})
 
 
 def upstream_of(variant: Variant, index: EdgeIndex, generator: torch.Generator) -> Tensor:
@@ -147,6 +154,7 @@ def test_more_heads_than_one_block(edge_index: Edges, generator) -> None:
         channels=st.sampled_from([2, 6, 8]),
         first_order=st.booleans(),
         derivatives=st.sampled_from([0, 2, 3]),
+        spacing=st.sampled_from([0.5, 0.01]),
         normalization=st.sampled_from(["softmax", "softplus", "sigmoid"]),
         absent_outside=st.booleans(),
     ),
@@ -182,9 +190,13 @@ def test_the_maximum_is_the_mean_of_scores_that_equal_it_to_rounding(edge_index:
     torch.testing.assert_close(case.run("triton"), case.run("reference"), rtol=2e-6, atol=0)
 
 
+@pytest.mark.parametrize("derivatives", [2, 3], ids=["cubic", "quintic"])
+@pytest.mark.parametrize("spacing", [0.5, 1e-4])
 @pytest.mark.parametrize("normalization", ["softmax", "softplus"])
-def test_single_precision_errs_by_rounding_only(normalization: Normalization, edge_index: Edges, generator) -> None:
-    index, variant = edge_index(SMALL), Variant(normalization=normalization)
+def test_single_precision_errs_by_rounding_only(
+    normalization: Normalization, spacing: float, derivatives: int, edge_index: Edges, generator
+) -> None:
+    index, variant = edge_index(SMALL), Variant(normalization=normalization, spacing=spacing, derivatives=derivatives)
     case, upstream = make_case(variant, index, generator), upstream_of(variant, index, generator)
     single = case.to(torch.float32)
     # Distances stay in double precision: that is how the kernels are used.
