@@ -189,7 +189,7 @@ class Stepper:
         """A step of plain operations, and the status of its evaluations."""
         inline = _InlineForces(lambda positions, cell, stress: forces.function(stress, positions, cell, *edges))
         noise = _BufferedNoise(dynamics.noise, state.step, buffers)
-        new = self._integrator.step(state, replace(dynamics, forces=inline, noise=noise))  # type: ignore[arg-type]
+        new = self._integrator.step(state, replace(dynamics, forces=inline, noise=noise, native=False))  # type: ignore[arg-type]
         return new, torch.stack(inline.status).amax(0)
 
     def _replayed(self, replay: Replay, state: State, dynamics: Dynamics, forces: StaticForces) -> State:

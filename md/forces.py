@@ -9,7 +9,7 @@ this check. (`potentials.verlet.VerletList` reads several, and cannot follow a c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -20,6 +20,9 @@ from torch import Tensor
 from e2former_calc.potentials.interface import Potential, Property
 from e2former_calc.potentials.neighbors import NeighborList, neighbor_list, squared_length
 from e2former_calc.potentials.system import System
+
+_WITHOUT_STRESS: frozenset[Property] = frozenset({"energy", "forces"})
+_WITH_STRESS: frozenset[Property] = frozenset({"energy", "forces", "stress"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,7 @@ class SkinList:
         self.built: tuple[Tensor, Tensor] | None = None
         self._system, self._cutoff = system, cutoff
         self._same_cell: Tensor | None = None
+        self._is_near = _native_is_near() if system.positions.device.type == "cpu" else _is_near
 
     def holds(self, positions: Float[Tensor, "atoms 3"], cell: Float[Tensor, "replicas 3 3"]) -> bool:
         """Whether the list has all pairs within the cutoff; False for coordinates that are not finite."""
@@ -97,8 +101,7 @@ class SkinList:
         built_positions, built_cell = self.built
         if cell is self._same_cell or torch.equal(cell, built_cell):
             self._same_cell = cell
-            # NaN compares as False, so that broken coordinates reach the checks of a rebuild.
-            return bool((squared_length(positions - built_positions) <= (0.5 * self.skin) ** 2).all())
+            return self._is_near(positions, built_positions, (0.5 * self.skin) ** 2)
         return bool(self._strained_list_holds(positions, cell, built_positions, built_cell))
 
     def build(self, system: System) -> tuple[System, dict[int, str]]:
@@ -170,6 +173,7 @@ class PotentialForces:
         self.rebuilds = 0
         self._system = system.to(potential.device)
         self._list = SkinList(self._system, potential.cutoff, skin=skin)
+        self._no_stress = torch.full_like(self._system.cell, torch.nan)
 
     @property
     def device(self) -> torch.device:
@@ -183,13 +187,13 @@ class PotentialForces:
             ValueError: on the first call, if the structure is unusable; later calls put NaN instead.
             TypeError: if the potential returns no forces or stress.
         """
-        system = replace(self._system, positions=positions, cell=cell)
+        system = _moved(self._system, positions, cell)
         broken: dict[int, str] = {}
         if self.potential.cutoff > 0 and not self._list.holds(positions, cell):
             system, broken = self._list.build(system)
             self.failures |= broken
             self.rebuilds += 1
-        properties: frozenset[Property] = frozenset({"energy", "forces", "stress"} if stress else {"energy", "forces"})
+        properties = _WITH_STRESS if stress else _WITHOUT_STRESS
         prediction = self.potential(system, properties=properties, neighbors=self._list.neighbors)
         if prediction.forces is None or (stress and prediction.stress is None):
             missing = "forces" if prediction.forces is None else "stress"
@@ -197,7 +201,7 @@ class PotentialForces:
         result = Evaluation(
             energy=prediction.energy.detach(),
             forces=prediction.forces.detach(),
-            stress=prediction.stress.detach() if prediction.stress is not None else torch.full_like(cell, torch.nan),
+            stress=prediction.stress.detach() if prediction.stress is not None else self._no_stress,
         )
         return without_rows(result, broken, self._system) if broken else result
 
@@ -208,6 +212,25 @@ class PotentialForces:
     def recall(self, memory: Mapping[str, Tensor]) -> None:
         """Build the list for the remembered positions."""
         self._list.recall(memory)
+
+
+def _moved(system: System, positions: Tensor, cell: Tensor) -> System:
+    """The system elsewhere; `dataclasses.replace` takes several times as long."""
+    return System(
+        positions=positions, numbers=system.numbers, cell=cell, pbc=system.pbc, batch=system.batch,
+        charge=system.charge, spin=system.spin,
+    )  # fmt: skip
+
+
+def _is_near(positions: Tensor, earlier: Tensor, squared_distance: float) -> bool:
+    """Whether no atom is farther away. NaN compares as False: broken coordinates reach the checks of a rebuild."""
+    return bool((squared_length(positions - earlier) <= squared_distance).all())
+
+
+def _native_is_near() -> Callable[[Tensor, Tensor, float], bool]:
+    from e2former_calc.md.native_kernels import is_near  # numba loads slowly
+
+    return lambda now, then, limit: is_near(now.contiguous().numpy(), then.contiguous().numpy(), limit)
 
 
 def _without_broken(system: System, built: tuple[Tensor, Tensor], reach: float) -> tuple[System, dict[int, str]]:

@@ -3,16 +3,18 @@
 The generator is Philox4x32 with ten rounds (J. K. Salmon et al., SC'11, doi:10.1145/2063384.2063405). There is
 no state to store: what a replica receives does not depend on the other replicas of its batch, on their order
 or on a restart. Integers are 64-bit tensors of which 32 bits are used. The normal numbers are made from them
-with additions, multiplications and divisions of single elements, whose rounding IEEE 754 fixes, and a
-square root, which some libraries round to the neighbouring number: devices agree to that last bit.
+with additions, multiplications, divisions and square roots of single elements, whose rounding IEEE 754 fixes.
+On the host `native_noise` makes the same numbers in one pass; there blocks of many steps would save nothing.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,6 +39,10 @@ class Purpose(IntEnum):
     BAROSTAT = 3
     ACCEPTANCE = 4
     COLOURED = 5
+
+
+Counters = tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"], int, int, tuple[int, int]]
+"""What a row of numbers is a function of: index and id of the row, step, purpose, and the seed as two words."""
 
 
 @dataclass(eq=False)
@@ -73,6 +79,11 @@ class Noise:
         ids = torch.tensor(replicas.ids, dtype=torch.int64, device=device)
         self._atoms = _Rows(replicas.local_index, ids[replicas.batch])
         self._replicas = _Rows(torch.zeros_like(ids), ids)
+        self._native = _native_normals() if device.type == "cpu" else None
+
+    def counters(self, step: int, purpose: Purpose) -> Counters:
+        """From which `native_noise` makes `normals` on the host."""
+        return self._atoms.index.numpy(), self._atoms.ids.numpy(), step, int(purpose), self._key
 
     def normals(self, step: int, purpose: Purpose) -> Float[Tensor, "atoms 3"]:
         """Independent normal numbers, mean 0 and variance 1, for every coordinate."""
@@ -87,6 +98,10 @@ class Noise:
         return _uniform(self._bits(step, 1, purpose, self._replicas))[:, 0].T
 
     def _from_block(self, rows: _Rows, step: int, purpose: Purpose) -> Tensor:
+        if self._native is not None:
+            result = np.empty((len(rows.index), 3))
+            self._native(rows.index.numpy(), rows.ids.numpy(), step, int(purpose), self._key, result)
+            return torch.from_numpy(result)
         number, offset = divmod(step, rows.steps)
         stored = rows.blocks.get(purpose)
         if stored is None or stored[0] != number:
@@ -100,6 +115,12 @@ class Noise:
         shape = (count, len(index))
         words = (index[None], steps & _MASK, ids[None], (steps >> 32) * 256 + int(purpose))
         return philox(torch.stack([word.expand(shape) for word in words]), self._key)
+
+
+def _native_normals() -> Callable[..., None]:
+    from e2former_calc.md.native_noise import normals  # numba loads slowly
+
+    return normals
 
 
 def philox(counter: Int[Tensor, "4 *shape"], key: tuple[int, int]) -> Int[Tensor, "4 *shape"]:
@@ -125,9 +146,14 @@ def _uniform(bits: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 def _box_muller(uniform: Float[Tensor, "4 *shape"]) -> Float[Tensor, "*shape 3"]:
     """Three of the four normal numbers that four uniform ones give."""
-    radius = (-2.0 * _logarithm(uniform[::2])).sqrt()
+    radius = _square_root(-2.0 * _logarithm(uniform[::2]))
     cosine, sine = _circle(uniform[1::2])
     return torch.stack([radius[0] * cosine[0], radius[0] * sine[0], radius[1] * cosine[1]], dim=-1)
+
+
+def _square_root(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Rounded as IEEE 754 has it; on the host libraries that torch uses give the neighbouring number at times."""
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
 
 
 def _logarithm(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

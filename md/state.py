@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -45,6 +46,14 @@ class State:
     def running(self) -> Bool[Tensor, " replicas"]:
         """True for replicas that have not been stopped."""
         return self.stop_code == 0
+
+    def changed(self, **values: Any) -> State:
+        """The state with other values of these attributes: `dataclasses.replace` without its cost, which is that of
+        several operations on a small molecule.
+        """
+        state = object.__new__(State)
+        state.__dict__.update(self.__dict__, **values)
+        return state
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name; those of mappings as `extended.name`."""

@@ -7,6 +7,7 @@ exceeds the force bound is seen in every step, on the device. Rules about geomet
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -110,6 +111,7 @@ class Watch:
         bound = float("inf") if rules.max_force is None else rules.max_force
         fixed = dynamics.constraints.fixed_atoms
         self._squared_bound = torch.where(fixed, torch.inf, torch.full_like(dynamics.masses[:, 0], bound**2))
+        self._native_look = _native_look() if fixed.device.type == "cpu" else None
         self._window = max(1, round(rules.window_fs / integrator.timestep_fs))
         self._limits = rules.temperature_window if integrator.target_temperature is not None else None
         if self._limits is not None and isinstance(integrator, QuantumThermalBath | AdaptiveQuantumThermalBath):
@@ -127,11 +129,12 @@ class Watch:
 
     def check(self, old: State, new: State) -> State:
         """`new`, with replicas that break a rule put back and marked; `old` is the state one step before."""
-        code = self._sound if self._is_sound(new) else self._broken_numbers(new)
+        sound = self._is_sound(new)
+        code = self._sound if sound else self._broken_numbers(new)
         if self._limits is not None:
             new, code = self._temperature(new, code, self._limits)
-        on_host = code.device.type == "cpu"
-        if not (on_host and self._dynamics.held is None and not bool(code.any())):
+            sound = sound and not bool(code.any())
+        if not sound or self._dynamics.held is not None:
             new = self._stop(new, code, old, again=True)
         if self._rules.look_at_geometry and new.step % self._rules.check_every == 0:
             code = self._geometry(new)
@@ -164,11 +167,10 @@ class Watch:
 
     def _is_sound(self, new: State) -> bool:
         """Whether a look at everything at once, cheap on the host, finds nothing."""
-        if new.forces.device.type != "cpu":
+        if self._native_look is None:
             return False
-        force = squared_length(new.forces)
-        total = force.sum() + squared_length(new.velocities).sum() + new.energy.sum()
-        return bool((force <= self._squared_bound).all()) and bool(torch.isfinite(total))
+        arrays = new.energy.numpy(), new.forces.contiguous().numpy(), new.velocities.contiguous().numpy()
+        return self._native_look(*arrays, self._squared_bound.numpy())
 
     def _broken_numbers(self, new: State) -> Int[Tensor, " replicas"]:
         force, speed = squared_length(new.forces), squared_length(new.velocities)
@@ -238,6 +240,12 @@ class Watch:
                 broken.append(index)
                 positions[atoms], cell[index] = self._system.positions[atoms], self._system.cell[index]
         return replace(system, positions=positions, cell=cell), broken
+
+
+def _native_look() -> Callable[..., bool]:
+    from e2former_calc.md.native_kernels import is_sound  # numba loads slowly
+
+    return is_sound
 
 
 def _lengths(pairs: Pairs, system: System) -> Float[Tensor, " pairs"]:

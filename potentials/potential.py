@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from e2former_calc.potentials.applicability import TrainingDomain
@@ -95,6 +95,7 @@ class EnergyPotential(nn.Module):
         self.uses_charge, self.uses_spin, self.strict = uses_charge, uses_spin, strict
         self.domain, self.refuse_outside = domain, refuse_outside
         self.prepared: PreparedForm | None = None
+        self._accepted: tuple[frozenset[int], Tensor] | None = None
         self.register_buffer("reference", reference_energies[head].to(torch.float64), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EnergyPotential:
@@ -230,14 +231,20 @@ class EnergyPotential(nn.Module):
         unknown_property = properties - ALL_PROPERTIES
         if unknown_property:
             raise ValueError(f"unknown properties {sorted(unknown_property)}: choose from {sorted(ALL_PROPERTIES)}")
+        self._check_elements(system.numbers.cpu())
+        if "stress" in properties and self.force_mode == "head":
+            raise ValueError("forces from a head have no consistent stress: use forces='gradient'")
+
+    def _check_elements(self, numbers: Int[Tensor, " atoms"]) -> None:
         allowed = self.elements if self.strict else frozenset(range(1, len(self.reference)))
-        unknown = sorted(set(system.numbers.unique().tolist()) - allowed)
+        if self._accepted is not None and self._accepted[0] == allowed and torch.equal(self._accepted[1], numbers):
+            return
+        unknown = sorted(set(numbers.unique().tolist()) - allowed)
         if unknown:
             raise ValueError(
                 f"atomic numbers {unknown} are not covered by this model; it knows {sorted(self.elements)}"
             )
-        if "stress" in properties and self.force_mode == "head":
-            raise ValueError("forces from a head have no consistent stress: use forces='gradient'")
+        self._accepted = allowed, numbers.clone()
 
 
 def _leaves(system: System, differentiate: bool, with_strain: bool) -> tuple[Tensor, Tensor | None]:

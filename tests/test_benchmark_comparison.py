@@ -24,10 +24,11 @@ from e2former_calc.benchmark import comparison as comparison_module
 from e2former_calc.benchmark import precision as precision_module
 from e2former_calc.benchmark.case import Quantiles
 from e2former_calc.benchmark.comparison import Contender, measure_comparison
-from e2former_calc.benchmark.figure import draw_time_per_atom
+from e2former_calc.benchmark.figure import COLORS, draw_time_per_atom
 from e2former_calc.benchmark.floor import Floor
 from e2former_calc.benchmark.footprint import FootprintCase, measure_footprint
-from e2former_calc.benchmark.implementations import Contestant, build_potential, contestant
+from e2former_calc.benchmark.implementations import BASELINE, OWN, PEERS, Contestant, build_potential, contestant
+from e2former_calc.benchmark.peer import PEER_NAMES
 from e2former_calc.benchmark.precision import measure_precision
 from e2former_calc.benchmark.step import StepCase, measure_step
 
@@ -183,10 +184,15 @@ def test_any_cube_of_waters_is_built_in() -> None:
 
 def test_figure_is_drawn(tmp_path: Path) -> None:
     times = Quantiles(2.0, 1.0, 1.5, 2.5)
-    contenders = (Contender("baseline", times, times, 1.0), Contender("fused", times, None, 3.0))
+    peers = tuple(Contender(name, times, None, 3.0, version="1.2") for name in (*PEERS, *PEER_NAMES))
+    contenders = (Contender("baseline", times, times, 1.0), Contender("fused", times, None, 3.0), *peers)
     first = ComparisonResult("a", "64x3", 1, 9, 8.0, 3, "cpu", 90.0, Floor(0.1, 0.2, 0.3), contenders)
     draw_time_per_atom([first, replace(first, atoms=42), replace(first, threads=2, floor=None)], tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_every_implementation_has_a_colour() -> None:
+    assert set(COLORS) == {BASELINE, *OWN, *PEERS, *PEER_NAMES}
 
 
 def test_figure_of_nothing_is_refused(tmp_path: Path) -> None:

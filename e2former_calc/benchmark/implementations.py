@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxtyping import Float
 
 from e2former_calc.benchmark.baseline_node_centric import evaluate_node_centric
 from e2former_calc.benchmark.case import ModelSpec
+from e2former_calc.benchmark.peer import Peer
 from e2former_calc.benchmark.shapes import NetworkShape, shape_potential
 from e2former_calc.calculator import E2FormerCalculator
 from e2former_calc.electronic_state import electronic_state
@@ -39,16 +41,21 @@ class Contestant:
     """One implementation for one structure; positions in Å go in.
 
     Attributes:
-        name: `BASELINE`, or one of `OWN` or `PEERS`.
+        name: `BASELINE`, or one of `OWN`, `PEERS` or `peer.PEER_NAMES`.
         energy: computes the energy alone; None where that is not cheaper.
         energy_forces: computes both, and returns the forces in eV/Å.
         potential: of our own; None for a peer.
+        stopwatch: as `energy_forces`, but also says how long it took, in ms; for a peer in a process of its own.
+        version, description: of a peer, in words.
     """
 
     name: str
     energy: Callable[[Float[np.ndarray, "atoms 3"]], Any] | None
     energy_forces: Callable[[Float[np.ndarray, "atoms 3"]], Float[np.ndarray, "atoms 3"]]
     potential: EnergyPotential | None = None
+    stopwatch: Callable[[Float[np.ndarray, "atoms 3"]], tuple[float, Float[np.ndarray, "atoms 3"]]] | None = None
+    version: str | None = None
+    description: str | None = None
 
 
 def check_implementations(names: tuple[str, ...]) -> None:
@@ -137,4 +144,16 @@ def _peer(name: str, atoms: Atoms) -> Contestant:
         copy.positions = positions
         return np.asarray(copy.get_forces())
 
-    return Contestant(name, None, forces)
+    return Contestant(name, None, forces, version=f"tblite {version('tblite')}", description="GFN2-xTB")
+
+
+def peer_contestant(name: str, peer: Peer) -> Contestant:
+    """A peer in a process of its own; every call starts from nothing but its model."""
+    return Contestant(
+        name,
+        None,
+        lambda positions: peer.energy_forces(positions)[1],
+        stopwatch=peer.energy_forces,
+        version=peer.version,
+        description=peer.description,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Collection, Mapping
@@ -20,6 +19,7 @@ from e2former_calc.benchmark.comparison import ComparisonCase, ComparisonResult
 from e2former_calc.benchmark.footprint import FootprintCase
 from e2former_calc.benchmark.implementations import BASELINE, OWN
 from e2former_calc.benchmark.precision import PrecisionResult
+from e2former_calc.benchmark.processes import how_it_ended, thread_variables
 from e2former_calc.benchmark.step import StepCase, StepResult
 from e2former_calc.benchmark.training import TrainingCase, TrainingResult
 from e2former_calc.structures import MOLECULES, molecule, water_box
@@ -88,7 +88,7 @@ def run_comparison_in_subprocess(
     Raises:
         BenchmarkError: if an implementation cannot be used, or a process dies.
     """
-    threads = _threads(case.threads)
+    threads = thread_variables(case.threads)
     result = ComparisonResult.from_dict(_answer("comparison", case.name, case.to_dict(), environment=threads))
     contenders = []
     for one in result.contenders:
@@ -107,7 +107,9 @@ def run_precision_in_subprocess(case: Case) -> PrecisionResult:
     Raises:
         BenchmarkError: if the model has no fused form, or the process dies.
     """
-    return PrecisionResult(**_answer("precision", case.name, case.to_dict(), environment=_threads(case.threads)))
+    return PrecisionResult(
+        **_answer("precision", case.name, case.to_dict(), environment=thread_variables(case.threads))
+    )
 
 
 def run_step_in_subprocess(case: StepCase) -> StepResult:
@@ -116,12 +118,7 @@ def run_step_in_subprocess(case: StepCase) -> StepResult:
     Raises:
         BenchmarkError: if the model or the structure cannot be used, or the process dies.
     """
-    return StepResult(**_answer("step", case.name, case.to_dict(), environment=_threads(case.threads)))
-
-
-def _threads(number: int) -> dict[str, str]:
-    """Other programs in the process take their number of threads from here."""
-    return {"OMP_NUM_THREADS": str(number), "MKL_NUM_THREADS": str(number)}
+    return StepResult(**_answer("step", case.name, case.to_dict(), environment=thread_variables(case.threads)))
 
 
 def _answer(
@@ -137,7 +134,7 @@ def _answer(
         env={**os.environ, **(environment or {})},
     )
     if process.returncode != 0:
-        raise BenchmarkError(f"{name}: the measuring process {_how_it_ended(process)}")
+        raise BenchmarkError(f"{name}: the measuring process {how_it_ended(process.returncode, process.stderr)}")
     try:
         answer: dict[str, Any] = json.loads(process.stdout)
     except json.JSONDecodeError:
@@ -145,11 +142,3 @@ def _answer(
     if "error" in answer:
         raise BenchmarkError(f"{name}: {answer['error']}")
     return answer
-
-
-def _how_it_ended(process: subprocess.CompletedProcess[str]) -> str:
-    if process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
-        return f"was killed by {name}" + (": probably out of memory" if name == "SIGKILL" else "")
-    lines = process.stderr.strip().splitlines()
-    return f"ended with code {process.returncode}: {lines[-1] if lines else 'no message'}"

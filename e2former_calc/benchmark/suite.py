@@ -10,6 +10,7 @@ from typing import Any, Final
 from e2former_calc.benchmark.case import Case, ModelSpec
 from e2former_calc.benchmark.comparison import ComparisonCase, ComparisonResult
 from e2former_calc.benchmark.implementations import IMPLEMENTATIONS, is_installed
+from e2former_calc.benchmark.peer import PeerSpec
 from e2former_calc.benchmark.runner import (
     BenchmarkError,
     builtin_structure,
@@ -34,6 +35,7 @@ class Criterion:
         limit: the aim.
         value: reads it from a result; None where the measurement has no such number.
         at_least: whether more is better.
+        peer: whose absence explains that there is no number.
     """
 
     quantity: str
@@ -41,6 +43,7 @@ class Criterion:
     limit: float
     value: Callable[[Any], float | None]
     at_least: bool = False
+    peer: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,21 +109,23 @@ def run_entries(entries: tuple[Entry, ...]) -> Iterator[tuple[Any, list[Finding]
 
 def _finding(work: str, criterion: Criterion, result: Any, remark: str) -> Finding:
     value = None if result is None else criterion.value(result)
-    missing = "" if value is not None else remark or "not measured here"
+    absent = result.missing.get(criterion.peer) if criterion.peer and isinstance(result, ComparisonResult) else None
+    missing = "" if value is not None else remark or absent or "not measured here"
     return Finding(
         work, criterion.quantity, criterion.unit, criterion.limit, criterion.at_least, value=value, remark=missing
     )
 
 
-def cpu_suite(bundled: ModelSpec, *, seed: int = 0) -> tuple[Entry, ...]:
+def cpu_suite(bundled: ModelSpec, *, seed: int = 0, peers: tuple[PeerSpec, ...] = ()) -> tuple[Entry, ...]:
     """Measurements for a processor, one thread unless stated.
 
     Args:
         bundled: the trained model for `MOLECULE`.
         seed: of random weights and displacements.
+        peers: measured beside the compact network, which is of their size.
     """
     published, compact = (ModelSpec({"device": "cpu"}, shape, seed) for shape in (PUBLISHED, COMPACT))
-    peers = ("gfn2",) if is_installed("gfn2") else ()
+    installed = ("gfn2",) if is_installed("gfn2") else ()
     fused = _of("fused")
     return (
         Entry(
@@ -135,19 +140,21 @@ def cpu_suite(bundled: ModelSpec, *, seed: int = 0) -> tuple[Entry, ...]:
             ),
         ),
         Entry(
-            f"{COMPACT}, {MOLECULE}", _comparison(MOLECULE, compact, IMPLEMENTATIONS, rounds=20, seconds=15.0),
-            (Criterion("energy and forces", "ms", 6.0, _time("fused")),),
+            f"{COMPACT}, {MOLECULE}",
+            _comparison(MOLECULE, compact, IMPLEMENTATIONS, rounds=20, seconds=15.0, peers=peers),
+            (Criterion("energy and forces", "ms", 6.0, _time("fused")), *_faster_than_peers(peers)),
         ),
         Entry(
-            f"{COMPACT}, 216 waters", _comparison("water-216", compact, IMPLEMENTATIONS, rounds=3, seconds=30.0),
-            (Criterion("energy and forces", "ms", 130.0, _time("fused")),),
+            f"{COMPACT}, 216 waters",
+            _comparison("water-216", compact, IMPLEMENTATIONS, rounds=3, seconds=30.0, peers=peers),
+            (Criterion("energy and forces", "ms", 130.0, _time("fused")), *_faster_than_peers(peers)),
         ),
         Entry(
             f"{bundled.label}, {MOLECULE}",
-            _comparison(MOLECULE, bundled, IMPLEMENTATIONS + peers, rounds=20, seconds=15.0),
+            _comparison(MOLECULE, bundled, IMPLEMENTATIONS + installed, rounds=20, seconds=15.0),
             (
                 Criterion("energy and forces", "ms", 6.5, _time("fused")),
-                Criterion("faster than GFN2-xTB", "x", 4.0, _faster_than("gfn2", "fused"), at_least=True),
+                Criterion("faster than GFN2-xTB", "x", 4.0, _faster_than("gfn2"), at_least=True),
             ),
         ),
         _engine_entry(bundled),
@@ -220,11 +227,12 @@ def _case(structure: str, model: ModelSpec, **timing: Any) -> Case:
 
 
 def _comparison(
-    structure: str, model: ModelSpec, implementations: tuple[str, ...], *, rounds: int, seconds: float = 1.0
-) -> Callable[[], ComparisonResult]:
+    structure: str, model: ModelSpec, implementations: tuple[str, ...], *, rounds: int, seconds: float = 1.0,
+    peers: tuple[PeerSpec, ...] = (),
+) -> Callable[[], ComparisonResult]:  # fmt: skip
     def run() -> ComparisonResult:
         case = _case(structure, model, repeats=rounds, seconds=seconds)
-        return run_comparison_in_subprocess(ComparisonCase(case, implementations), memory_of=MEMORY_OF)
+        return run_comparison_in_subprocess(ComparisonCase(case, implementations, peers), memory_of=MEMORY_OF)
 
     return run
 
@@ -275,12 +283,15 @@ def _time_per_atom(implementation: str) -> Callable[[ComparisonResult], float | 
     return microseconds
 
 
-def _faster_than(peer: str, implementation: str) -> Callable[[ComparisonResult], float | None]:
-    def ratio(result: ComparisonResult) -> float | None:
-        slow, fast = result.of(peer), result.of(implementation)
-        return None if slow is None or fast is None else slow.energy_forces.median / fast.energy_forces.median
+def _faster_than(peer: str) -> Callable[[ComparisonResult], float | None]:
+    return lambda result: result.times_faster("fused", peer)
 
-    return ratio
+
+def _faster_than_peers(peers: tuple[PeerSpec, ...]) -> tuple[Criterion, ...]:
+    return tuple(
+        Criterion(f"faster than {peer.name}", "x", 1.0, _faster_than(peer.name), at_least=True, peer=peer.name)
+        for peer in peers
+    )
 
 
 def _faster_with_threads(pair: Pair) -> float:

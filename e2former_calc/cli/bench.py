@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 from ase import Atoms
-from click.core import ParameterSource
 
 from e2former_calc.benchmark import (
     BUILTIN_STRUCTURES,
@@ -27,7 +26,13 @@ from e2former_calc.benchmark import (
 )
 from e2former_calc.checkpoint.loading import resolve_path
 from e2former_calc.cli.bench_analysis import bench_analysis, suite_options
-from e2former_calc.cli.bench_comparison import COMPARISON_TABLE, compare_option, comparison_outcomes, draw_results
+from e2former_calc.cli.bench_comparison import (
+    COMPARISON_TABLE,
+    ComparisonOptions,
+    comparison_options,
+    comparison_outcomes,
+    draw_results,
+)
 from e2former_calc.cli.bench_dynamics import SUITE as DYNAMICS_SUITE
 from e2former_calc.cli.bench_dynamics import bench_dynamics
 from e2former_calc.cli.bench_original import SUITE as ORIGINAL_SUITE
@@ -79,14 +84,15 @@ UNITS = {
     "--seconds", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
     help="No repeat of a case starts after this time in s; two are made in any case.",
 )  # fmt: skip
-@compare_option
+@comparison_options
 @training_options
 @suite_options
 @overwrite_option
 @collected(TrainingOptions, "steps")
+@collected(ComparisonOptions, "comparison")
 def bench(
     options: ModelOptions, structures: tuple[str, ...], shape: str | None, overwrite: bool,
-    compare: tuple[str, ...] | None, steps: TrainingOptions, suite: str, frames: int | None, **timing: Any,
+    comparison: ComparisonOptions, steps: TrainingOptions, suite: str, frames: int | None, **timing: Any,
 ) -> None:  # fmt: skip
     """Time energies and forces, or training steps, of structure files or built-in structures.
 
@@ -108,7 +114,12 @@ def bench(
     beyond the process before the model was loaded. --out PREFIX also writes PREFIX-bench.png, time per atom
     against the number of atoms.
 
-    With --suite cpu or gpu: comparisons, molecular dynamics and errors with the numbers they should reach.
+    With --peer: other packages in the same rounds, e.g. --peer mace=/opt/mace/bin/python, called through their ASE
+    calculators, list included, in float32, with as many threads; without --compare beside the model alone. A peer
+    that fails is left out.
+
+    With --suite cpu or gpu: comparisons, molecular dynamics and errors with the numbers they should reach; the
+    former also takes --peer.
 
     With --suite md: steps of molecular dynamics beside ASE's on the same structures, in turn; parts (loop, models,
     replicas, step, memory) may be named in place of structures. us/step is for all replicas of a batch, steps/s counts
@@ -133,9 +144,9 @@ def bench(
     if suite == DYNAMICS_SUITE:
         context.exit(bench_dynamics(options, structures, overwrite=overwrite))
     if suite in HARDWARE_SUITES:
-        context.exit(bench_suite(options, suite=suite, overwrite=overwrite))
-    if compare is not None:
-        _check_comparison(context)
+        context.exit(bench_suite(options, suite=suite, overwrite=overwrite, peers=comparison.peer))
+    comparison.check(context)
+    compare = comparison.implementations(options)
     suffixes = ["-bench.json"] if compare is None else ["-bench.json", "-bench.png"]
     outputs = [with_suffix(options.out, suffix) for suffix in suffixes] if options.out else []
     files = [Path(name) for name in structures if not is_builtin(name)]
@@ -145,7 +156,11 @@ def bench(
     named = [(name, read_named(name)) for name in structures or default]
     machine = machine_info()
     notice(start_line(machine, model) + (", training steps" if steps.training else ""))
-    answers = report(*_chosen(cases(named, model, **timing), steps, compare))
+    if compare is not None:
+        outcomes = comparison_outcomes(cases(named, model, **timing), compare, comparison.peer)
+        answers = report(COMPARISON_TABLE, outcomes)
+    else:
+        answers = report(*_alone(cases(named, model, **timing), steps))
     if outputs:
         write_results(outputs[0], machine=machine, model=model, cases=answers)
         drawn = compare is not None and draw_results(answers, outputs[1])
@@ -155,18 +170,8 @@ def bench(
         context.exit(CASE_FAILED)
 
 
-def _check_comparison(context: click.Context) -> None:
-    for name in ("training", "implementation"):
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            raise click.UsageError(f"--compare and --{name} exclude each other: leave out one of them")
-
-
-def _chosen(
-    chosen: Iterable[Case], steps: TrainingOptions, compare: tuple[str, ...] | None
-) -> tuple[Table, Iterable[Outcome]]:
-    """What is measured of every case, and the table for it."""
-    if compare is not None:
-        return COMPARISON_TABLE, comparison_outcomes(chosen, compare)
+def _alone(chosen: Iterable[Case], steps: TrainingOptions) -> tuple[Table, Iterable[Outcome]]:
+    """What is measured of every case where nothing is compared, and the table for it."""
     if steps.training:
         return TRAINING_TABLE, training_outcomes(chosen, steps)
     return TABLE, measured(chosen)

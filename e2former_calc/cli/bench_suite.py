@@ -10,10 +10,11 @@ import click
 import torch
 
 from e2former_calc.benchmark import ComparisonResult, ModelSpec, machine_info
+from e2former_calc.benchmark.peer import PeerSpec
 from e2former_calc.benchmark.suite import Finding, Pair, cpu_suite, gpu_suite, run_entries
 from e2former_calc.checkpoint.loading import resolve_path
 from e2former_calc.cli.bench_analysis import check_options
-from e2former_calc.cli.bench_comparison import COMPARISON_TABLE, comparison_rows, draw_results
+from e2former_calc.cli.bench_comparison import COMPARISON_TABLE, PeerNotes, comparison_rows, draw_results
 from e2former_calc.cli.bench_table import Table
 from e2former_calc.cli.messages import notice
 from e2former_calc.cli.options import ModelOptions
@@ -26,17 +27,19 @@ BUNDLED = "ala3-gfn2"
 UNITS = {"time": "ms", "step_us": "us", "memory": "MB (10^6 bytes)", "force": "eV/Å", "energy": "eV"}
 FINDINGS = Table((("work", 42), ("quantity", 34), ("measured", 12), ("aim", 12), ("unit", 7), ("reached", 9)))
 
-USED = ("suite", "out", "overwrite", "seed")
+USED = {"cpu": ("suite", "out", "overwrite", "seed", "peer"), "gpu": ("suite", "out", "overwrite", "seed")}
 """Options that have a meaning for these suites."""
 
 
-def bench_suite(options: ModelOptions, *, suite: str, overwrite: bool) -> int:
+def bench_suite(options: ModelOptions, *, suite: str, overwrite: bool, peers: tuple[PeerSpec, ...] = ()) -> int:
     """Measure a suite and print its tables; returns the exit code, 1 if a measurement failed.
+
+    A peer that is missing is no failure.
 
     Raises:
         click.UsageError: for options that have no meaning here, and for the GPU suite without a CUDA device.
     """
-    check_options(click.get_current_context(), suite, USED)
+    check_options(click.get_current_context(), suite, USED[suite])
     if suite == "gpu" and not torch.cuda.is_available():
         raise click.UsageError("--suite gpu needs a CUDA device, and torch sees none; --suite cpu runs on the host")
     outputs = [with_suffix(options.out, "-bench.json"), with_suffix(options.out, "-bench.png")] if options.out else []
@@ -44,23 +47,28 @@ def bench_suite(options: ModelOptions, *, suite: str, overwrite: bool) -> int:
     bundled = ModelSpec(
         {"model": str(resolve_path(BUNDLED)), "device": "cuda" if suite == "gpu" else "cpu"}, seed=options.seed
     )
-    entries = (gpu_suite if suite == "gpu" else cpu_suite)(bundled, seed=options.seed)
+    gpu = suite == "gpu"
+    entries = gpu_suite(bundled, seed=options.seed) if gpu else cpu_suite(bundled, seed=options.seed, peers=peers)
     machine = machine_info()
     load = machine["load_average"]
     notice(f"{machine['cpu']} ({machine['logical_cores']} cores{f', load {load[0]:.1f}' if load else ''}), {suite}")
     click.echo(COMPARISON_TABLE.head())
     measurements: list[dict[str, Any]] = []
     findings: list[Finding] = []
+    notes = PeerNotes()
     for result, found in run_entries(entries):
-        for row in comparison_rows(result) if isinstance(result, ComparisonResult) else []:
-            click.echo(COMPARISON_TABLE.row(row))
+        if isinstance(result, ComparisonResult):
+            notes.say(result)
+            for row in comparison_rows(result):
+                click.echo(COMPARISON_TABLE.row(row))
         measurements.append({"work": found[0].work, **_as_dict(result, found)})
         findings += found
     click.echo()
     click.echo(FINDINGS.head())
     for finding in findings:
         click.echo(FINDINGS.row(finding_cells(finding)))
-    for remark in dict.fromkeys(f"{finding.work}: {finding.remark}" for finding in findings if finding.remark):
+    remarks = [finding for finding in findings if finding.remark and finding.remark not in notes.reasons]
+    for remark in dict.fromkeys(f"{finding.work}: {finding.remark}" for finding in remarks):
         notice(remark)
     if outputs:
         _write(outputs, suite, machine, measurements=measurements, findings=findings)

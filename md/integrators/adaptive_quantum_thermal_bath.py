@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -136,14 +136,14 @@ class AdaptiveQuantumThermalBath:
     def step(self, state: State, dynamics: Dynamics) -> State:
         """One step; the last one of a segment adapts the noise of the next."""
         half = 0.5 * self.timestep_fs
-        state = dynamics.drift(dynamics.kick(state, half), half)
+        state = dynamics.kick_and_drift(state, half, half)
         segment, before = self._segment(state, dynamics), state.velocities
         state = thermostat_move(state, dynamics, self.bath, segment[state.step % self.segment_steps])
         state = self._record(state, dynamics, 0.5 * (before + state.velocities))
         if (state.step + 1) % self.segment_steps == 0:
             state = self._adapt(state, dynamics, segment)
         state = dynamics.evaluate(dynamics.drift(state, half))
-        return replace(dynamics.kick(state, half), step=state.step + 1)
+        return dynamics.kick(state, half).changed(step=state.step + 1)
 
     def kinetic_energy(self, state: State, dynamics: Dynamics) -> Float[Tensor, " replicas"]:
         """In the middle of the last step; contains the zero-point energy."""
@@ -169,7 +169,7 @@ class AdaptiveQuantumThermalBath:
         if (offset + 1) % _BLOCK == 0:
             extended[RECORD] = state.extended[RECORD].clone()
             extended[RECORD][:, offset + 1 - _BLOCK : offset + 1] = recent
-        return replace(state, extended=extended)
+        return state.changed(extended=extended)
 
     def _adapt(self, state: State, dynamics: Dynamics, segment: Float[Tensor, "steps atoms 3"]) -> State:
         """The next gain, from the velocities of the segment and its noise."""
@@ -188,7 +188,7 @@ class AdaptiveQuantumThermalBath:
         change = (response - fluctuation) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
         pace = min(1.0, 1e-3 * self.segment_steps * self.timestep_fs / self.adaptation_time_ps)
         gain = old[GAIN] * (pace * change.clamp(-_LARGEST_CHANGE, _LARGEST_CHANGE)).exp()
-        return replace(state, extended={**old, **running, GAIN: gain.clamp(LOWEST_GAIN, HIGHEST_GAIN)})
+        return state.changed(extended={**old, **running, GAIN: gain.clamp(LOWEST_GAIN, HIGHEST_GAIN)})
 
 
 def _spectra(

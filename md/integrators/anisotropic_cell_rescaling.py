@@ -24,7 +24,7 @@ triangular matrix. The effective energy gains (G : A + G' : A') / 2 + (beta dt /
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -110,7 +110,7 @@ class AnisotropicCellRescaling:
     def step(self, state: State, dynamics: Dynamics) -> State:
         """One step."""
         half = 0.5 * self.timestep_fs
-        state = dynamics.drift(dynamics.kick(state, half), half)
+        state = dynamics.kick_and_drift(state, half, half)
         state = ornstein_uhlenbeck(
             state, dynamics, self.temperature_K, friction_per_ps=self.friction_per_ps, duration_fs=self.timestep_fs
         )
@@ -132,7 +132,7 @@ class AnisotropicCellRescaling:
         squares = contraction(new_force, new_force) - contraction(force, force)
         virial = total_virial(state, dynamics, dynamics.kinetic_energy(state.velocities))
         gain = volume.effective_energy(virial) + work + 0.25 * pace * squares
-        return replace(dynamics.kick(with_barostat_energy(state, gain), half), step=state.step + 1)
+        return dynamics.kick(with_barostat_energy(state, gain), half).changed(step=state.step + 1)
 
     def kinetic_energy(self, state: State, dynamics: Dynamics) -> Float[Tensor, " replicas"]:
         """In the middle of the last step."""
@@ -193,7 +193,7 @@ def deformed(
     spread = dynamics.replicas.spread
     middle = spread(dynamics.center_of_mass(state.positions))
     positions = middle + transformed(state.positions - middle, spread(forward))
-    state = replace(state, positions=positions, cell=cell)
+    state = state.changed(positions=positions, cell=cell)
     return dynamics.with_velocities(state, transformed(state.velocities, spread(backward))), rotation
 
 

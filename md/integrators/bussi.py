@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -73,9 +73,9 @@ class Bussi:
         kinetic = dynamics.kinetic_energy(state.velocities)
         unit = 0.5 * dynamics.thermal_energy(self.temperature_K, turn)
         alpha = self._alpha(kinetic, unit, dynamics, turn)
-        state = dynamics.with_velocities(state, state.velocities * dynamics.replicas.spread(alpha)[:, None])
+        state = dynamics.scale_velocities(state, alpha)
         heat = state.extended[HEAT] + (alpha * alpha - 1.0) * kinetic
-        return replace(state, extended={**state.extended, HEAT: heat})
+        return state.changed(extended={**state.extended, HEAT: heat})
 
     def kinetic_energy(self, state: State, dynamics: Dynamics) -> Float[Tensor, " replicas"]:
         """At the whole step."""
@@ -92,8 +92,7 @@ class Bussi:
         keep, renew = math.exp(-ratio), -math.expm1(-ratio)
         normals = dynamics.noise.normals(turn, Purpose.THERMOSTAT)
         first = normals[dynamics.replicas.first_atom, 0]
-        squares = torch.where(dynamics.counted, normals * normals, 0.0)
-        total = dynamics.replicas.sum(squares[:, 0] + squares[:, 1] + squares[:, 2])
+        total = dynamics.sum_of_counted_squares(normals)
         moving = kinetic > 0.0
         share = unit / torch.where(moving, kinetic, unit + (unit == 0.0))
         root = (keep * renew * share).sqrt()

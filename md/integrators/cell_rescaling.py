@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -118,7 +118,7 @@ class StochasticCellRescaling:
     def step(self, state: State, dynamics: Dynamics) -> State:
         """One step."""
         half = 0.5 * self.timestep_fs
-        state = dynamics.drift(dynamics.kick(state, half), half)
+        state = dynamics.kick_and_drift(state, half, half)
         state = ornstein_uhlenbeck(
             state, dynamics, self.temperature_K, friction_per_ps=self.friction_per_ps, duration_fs=self.timestep_fs
         )
@@ -130,7 +130,7 @@ class StochasticCellRescaling:
         state = dynamics.evaluate(dynamics.drift(dynamics.with_velocities(state, velocities), half))
         virial = total_virial(state, dynamics, kinetic / (move.scale * move.scale))
         state = with_barostat_energy(state, move.effective_energy(virial))
-        return replace(dynamics.kick(state, half), step=state.step + 1)
+        return dynamics.kick(state, half).changed(step=state.step + 1)
 
     def kinetic_energy(self, state: State, dynamics: Dynamics) -> Float[Tensor, " replicas"]:
         """In the middle of the last step."""
@@ -246,7 +246,7 @@ def volume_move(
 def with_barostat_energy(state: State, change: Float[Tensor, " replicas"]) -> State:
     """The state with this added to the energy of the barostat."""
     total = state.extended[BAROSTAT_ENERGY] + change
-    return replace(state, extended={**state.extended, BAROSTAT_ENERGY: total})
+    return state.changed(extended={**state.extended, BAROSTAT_ENERGY: total})
 
 
 def scaled(
@@ -257,4 +257,4 @@ def scaled(
     moving = state.positions if centers is None else centers
     middle = dynamics.replicas.spread(dynamics.center_of_mass(state.positions))
     positions = state.positions + (factor - 1.0) * (moving - middle)
-    return replace(state, positions=positions, cell=state.cell * scale[:, None, None])
+    return state.changed(positions=positions, cell=state.cell * scale[:, None, None])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -67,13 +67,11 @@ class Langevin:
 
     def step(self, state: State, dynamics: Dynamics) -> State:
         """One step."""
-        half = 0.5 * self.timestep_fs
-        state = dynamics.drift(dynamics.kick(state, half), half)
-        state = ornstein_uhlenbeck(
-            state, dynamics, self.temperature_K, friction_per_ps=self.friction_per_ps, duration_fs=self.timestep_fs
-        )
-        state = dynamics.evaluate(dynamics.drift(state, half))
-        return replace(dynamics.kick(state, half), step=state.step + 1)
+        half, keep, renew = 0.5 * self.timestep_fs, *_shares(self.friction_per_ps, self.timestep_fs)
+        speed = dynamics.thermal_speed_at(self.temperature_K, state.step)
+        state, after, gain = dynamics.langevin_moves(state, half, speed, keep=keep, renew=renew)
+        state = dynamics.kick(dynamics.evaluate(state), half)
+        return state.changed(step=state.step + 1, extended=_with_heat(state, after, gain))
 
     def kinetic_energy(self, state: State, dynamics: Dynamics) -> Float[Tensor, " replicas"]:
         """In the middle of the last step."""
@@ -90,11 +88,19 @@ def ornstein_uhlenbeck(
     state: State, dynamics: Dynamics, temperature_K: Targets, *, friction_per_ps: float, duration_fs: float
 ) -> State:
     """Exact solution of dv = -gamma v dt + sqrt(2 gamma k T / m) dW; adds to the heat."""
+    keep, renew = _shares(friction_per_ps, duration_fs)
+    speed = dynamics.thermal_speed_at(temperature_K, state.step)
+    noise = dynamics.noise.normals(state.step, Purpose.THERMOSTAT)
+    state, after, gain = dynamics.renew_velocities(state, noise, speed, keep=keep, renew=renew)
+    return state.changed(extended=_with_heat(state, after, gain))
+
+
+def _shares(friction_per_ps: float, duration_fs: float) -> tuple[float, float]:
+    """Of the old velocity and of the noise: c and sqrt(1 - c^2)."""
     exponent = 1e-3 * friction_per_ps * duration_fs
-    speed = dynamics.thermal_speed(dynamics.thermal_energy(temperature_K, state.step))
-    random = dynamics.noise.normals(state.step, Purpose.THERMOSTAT) * (speed * math.sqrt(-math.expm1(-2.0 * exponent)))
-    before = dynamics.kinetic_energy(state.velocities)
-    state = dynamics.with_velocities(state, math.exp(-exponent) * state.velocities + random)
-    after = dynamics.kinetic_energy(state.velocities)
-    heat = state.extended[HEAT] + (after - before)
-    return replace(state, extended={**state.extended, HEAT: heat, HALF_STEP_KINETIC_ENERGY: after})
+    return math.exp(-exponent), math.sqrt(-math.expm1(-2.0 * exponent))
+
+
+def _with_heat(state: State, kinetic_energy: Tensor, gain: Tensor) -> dict[str, Tensor]:
+    """The variables of the thermostat after a move that raised the kinetic energy by `gain`."""
+    return {**state.extended, HEAT: state.extended[HEAT] + gain, HALF_STEP_KINETIC_ENERGY: kinetic_energy}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -130,9 +130,8 @@ class NoseHooverChain:
         else:
             columns = self._advance(list(positions.unbind(1)), list(velocities.unbind(1)), drive, number, torch.exp)
             positions, velocities, growth = torch.stack(columns[0], 1), torch.stack(columns[1], 1), columns[2]
-        scale = dynamics.replicas.spread((-growth).exp())
-        state = dynamics.with_velocities(state, state.velocities * scale[:, None])
-        return replace(state, extended={**state.extended, POSITION: positions, VELOCITY: velocities})
+        state = dynamics.scale_velocities(state, (-growth).exp())
+        return state.changed(extended={**state.extended, POSITION: positions, VELOCITY: velocities})
 
     def _advance_or_break(
         self, positions: list[float], velocities: list[float], drive: float, number: float

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -94,11 +94,11 @@ class QuantumThermalBath:
     def step(self, state: State, dynamics: Dynamics) -> State:
         """One step."""
         half = 0.5 * self.timestep_fs
-        state = dynamics.drift(dynamics.kick(state, half), half)
+        state = dynamics.kick_and_drift(state, half, half)
         segment = bath_segment(dynamics, self.bath, self.temperature_K, state.step)
         state = thermostat_move(state, dynamics, self.bath, segment[state.step % self.segment_steps])
         state = dynamics.evaluate(dynamics.drift(state, half))
-        return replace(dynamics.kick(state, half), step=state.step + 1)
+        return dynamics.kick(state, half).changed(step=state.step + 1)
 
     def kinetic_energy(self, state: State, dynamics: Dynamics) -> Float[Tensor, " replicas"]:
         """In the middle of the last step; contains the zero-point energy."""
@@ -113,12 +113,10 @@ class QuantumThermalBath:
 
 def thermostat_move(state: State, dynamics: Dynamics, bath: Bath, noise: Float[Tensor, "atoms 3"]) -> State:
     """O: v <- c v + sqrt((1 - c^2) / m) noise, with noise in the square root of eV; adds to the heat."""
-    width = dynamics.thermal_speed(torch.ones_like(state.energy)) * math.sqrt(1.0 - bath.keep * bath.keep)
-    before = dynamics.kinetic_energy(state.velocities)
-    state = dynamics.with_velocities(state, bath.keep * state.velocities + noise * width)
-    after = dynamics.kinetic_energy(state.velocities)
-    heat = state.extended[HEAT] + (after - before)
-    return replace(state, extended={**state.extended, HEAT: heat, HALF_STEP_KINETIC_ENERGY: after})
+    unit, renew = dynamics.thermal_speed(torch.ones_like(state.energy)), math.sqrt(1.0 - bath.keep * bath.keep)
+    state, after, gain = dynamics.renew_velocities(state, noise, unit, keep=bath.keep, renew=renew)
+    heat = state.extended[HEAT] + gain
+    return state.changed(extended={**state.extended, HEAT: heat, HALF_STEP_KINETIC_ENERGY: after})
 
 
 def check_bath(bath: Bath) -> None:

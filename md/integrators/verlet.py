@@ -6,7 +6,7 @@ B(h) A(dt) B(h), symplectic and time reversible (W. C. Swope et al., J. Chem. Ph
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -60,6 +60,6 @@ class VelocityVerlet:
 def verlet_step(state: State, dynamics: Dynamics, timestep_fs: float) -> State:
     """B(h) A(dt) B(h); counts the step."""
     half = 0.5 * timestep_fs
-    state = dynamics.drift(dynamics.kick(state, half), timestep_fs)
+    state = dynamics.kick_and_drift(state, half, timestep_fs)
     state = dynamics.kick(dynamics.evaluate(state), half)
-    return replace(state, step=state.step + 1)
+    return state.changed(step=state.step + 1)

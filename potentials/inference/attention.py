@@ -6,7 +6,8 @@ Clebsch-Gordan coefficients into the rows that the following matrix product read
 scores again. It runs once over centers (queries, geometry) and once over sources (keys, values), so that no
 two threads add to the same number and the order of every sum is fixed.
 
-The kernels are compiled for the sizes of a network: loops of known length become a few vector instructions.
+The kernels are compiled for the sizes of a network. Sums over edges are written in vector instructions, `moments` and
+`scores`.
 """
 
 from __future__ import annotations
@@ -15,51 +16,62 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
-from e2former_calc.potentials.inference.compilation import inline, kernel
+from e2former_calc.potentials.inference.compilation import kernel
 from e2former_calc.potentials.inference.geometry import Edges
+from e2former_calc.potentials.inference.moments import (
+    SLAB,
+    moments_backward,
+    sum_fields,
+    sum_moments,
+    sum_products,
+    sum_rows,
+)
 from e2former_calc.potentials.inference.scores import (
     AMPLITUDE,
-    GATE,
-    SLOPE,
-    SPARE,
     UPSTREAM,
     WEIGHT,
     Features,
     Rule,
-    distance_slope,
+    Sizes,
     normalize_backward,
     normalize_scores,
     score_edges,
+    scores_backward,
     scratch_memory,
 )
+from e2former_calc.potentials.inference.vectors import aligned_memory
 
 Array = NDArray[Any]
 
-Sizes = tuple[int, int, int, int, int]
-"""Heads, numbers per head, channels, rows of features, and axes of moments (1 or 3)."""
 
+class Coupling(NamedTuple):
+    """Sparse contraction of the moments of a center into its rows, and the way back.
 
-class Contraction(NamedTuple):
-    """Sparse contraction of moments: output[start * atoms + atom * stride + shift + c] += factor * moment[entry, c].
-
-    `entry` counts (axis, row) pairs; `output` is all degrees one after the other, each (row, atom, path, channel).
+    Attributes:
+        place: where each row begins in those of one atom; it has terms row_ptr[row] ... row_ptr[row + 1] - 1.
+        entry, factor: of each term, the number that its moment (axis, row of features) begins with, and its factor.
+        column_ptr, target, column_factor: the same terms by moment, with the places of the rows that they go to.
+        width: numbers in all rows of an atom.
     """
 
+    place: Array
+    row_ptr: Array
     entry: Array
     factor: Array
-    start: Array
-    stride: Array
-    shift: Array
+    column_ptr: Array
+    target: Array
+    column_factor: Array
+    width: int
 
 
 class Upstream(NamedTuple):
     """What the pass over centers leaves for the pass over sources.
 
     Attributes:
-        moment: derivatives by the moments of every center, (atoms, axes, rows, channels).
+        moment: derivatives by the moments of every center, (atoms, axes, rows, channels) numbers in the order in which
+            `moments_backward` keeps them.
         product: derivatives by the scalar products of query and key, (edges, heads).
         weight: attention weights, (edges, heads).
     """
@@ -81,9 +93,9 @@ class AttentionKernels(NamedTuple):
     """Compiled functions; each works on the atoms first ... last - 1.
 
     Attributes:
-        attend: (first, last, edges, axes, table, rule, features, contraction, output); adds to `output`. `axes` is
+        attend: (first, last, edges, axes, table, rule, features, coupling, output); fills `output`. `axes` is
             (edges, 1 or 3), what moments are taken along; `table` is (slots, 4, 2 * heads), gates and amplitudes.
-        by_centers: (first, last, edges, axes, table, rule, features, contraction, d_output, upstream, gradients);
+        by_centers: (first, last, edges, axes, table, rule, features, coupling, d_output, upstream, gradients);
             fills `upstream` and the derivative by queries, adds to the others.
         by_sources: (first, last, edges, axes, features, upstream, d_key, d_value); fills `d_key` and `d_value`.
     """
@@ -103,21 +115,22 @@ def _attend(sizes: Sizes) -> Callable[..., None]:
     @kernel
     def attend(
         first: int, last: int, edges: Edges, axes: Array, table: Array, rule: Rule, features: Features,
-        contraction: Contraction, output: Array,
+        coupling: Coupling, output: Array,
     ) -> None:  # fmt: skip
         scratch, head = scratch_memory(first, last, edges, sizes[0], table)
-        weight = np.empty(sizes[2], table.dtype)
-        moment = np.empty((sizes[4], sizes[3], sizes[2]), table.dtype)
+        moment = aligned_memory(sizes[4] * sizes[3] * sizes[2], table).reshape(sizes[4], sizes[3], sizes[2])
         for i in range(first, last):
             begin, end = edges.row_ptr[i], edges.row_ptr[i + 1]
-            moment[:] = 0.0
             if end > begin:
-                score_edges(i, edges, table, features, scratch, sizes[0], sizes[1])
-                normalize_scores(end - begin, rule, scratch, edges.envelope[begin:end], head, sizes[0])
-            for edge in range(begin, end):
-                _spread(scratch[WEIGHT, edge - begin], scratch[AMPLITUDE, edge - begin], weight, sizes)
-                _add_message(features.value[edges.source[edge]], weight, axes[edge], moment, sizes)
-            _contract(i, contraction, moment.reshape(sizes[4] * sizes[3], sizes[2]), output, features, sizes)
+                score_edges(sizes, i, edges, table, features, scratch)
+                normalize_scores(end - begin, rule, scratch, edges.envelope[begin:end], head, sizes)
+            for local in range(end - begin):
+                for h in range(sizes[0]):
+                    scratch[UPSTREAM, local, h] = scratch[WEIGHT, local, h] * scratch[AMPLITUDE, local, h]
+            sum_moments(sizes, i, edges, axes, features.value, scratch[UPSTREAM], moment)
+            for row in range(coupling.place.shape[0]):
+                start, stop, place = coupling.row_ptr[row], coupling.row_ptr[row + 1], coupling.place[row]
+                sum_rows(sizes, start, stop, coupling.factor, coupling.entry, moment, 0, output[i], place)
 
     return attend
 
@@ -126,34 +139,30 @@ def _by_centers(sizes: Sizes) -> Callable[..., None]:
     @kernel
     def by_centers(
         first: int, last: int, edges: Edges, axes: Array, table: Array, rule: Rule, features: Features,
-        contraction: Contraction, d_output: Array, upstream: Upstream, gradients: Gradients,
+        coupling: Coupling, d_output: Array, upstream: Upstream, gradients: Gradients,
     ) -> None:  # fmt: skip
         scratch, head = scratch_memory(first, last, edges, sizes[0], table)
-        weight, flow = np.empty(sizes[2], table.dtype), np.empty((sizes[4], sizes[2]), table.dtype)
+        moment = aligned_memory(sizes[4] * sizes[3] * sizes[2], table).reshape(sizes[4], sizes[3], sizes[2])
+        slab = aligned_memory(scratch.shape[1] * SLAB * sizes[4], table).reshape(scratch.shape[1], SLAB * sizes[4])
         for i in range(first, last):
             begin, end = edges.row_ptr[i], edges.row_ptr[i + 1]
-            moment = upstream.moment[i]
-            _contract_backward(i, contraction, d_output, moment.reshape(sizes[4] * sizes[3], sizes[2]), features, sizes)
-            gradients.query[i] = 0.0
-            if end == begin:
-                continue
-            score_edges(i, edges, table, features, scratch, sizes[0], sizes[1])
-            normalize_scores(end - begin, rule, scratch, edges.envelope[begin:end], head, sizes[0])
+            for entry in range(sizes[4] * sizes[3]):
+                start, stop, place = coupling.column_ptr[entry], coupling.column_ptr[entry + 1], entry * sizes[2]
+                sum_rows(sizes, start, stop, coupling.column_factor, coupling.target, d_output[i], 0, moment, place)
+            if end > begin:
+                score_edges(sizes, i, edges, table, features, scratch)
+                normalize_scores(end - begin, rule, scratch, edges.envelope[begin:end], head, sizes)
             for edge in range(begin, end):
-                local = edge - begin
                 for h in range(sizes[0]):
-                    upstream.weight[edge, h] = scratch[WEIGHT, local, h] * scratch[AMPLITUDE, local, h]
-                _spread(scratch[WEIGHT, local], scratch[AMPLITUDE, local], weight, sizes)
-                _moment_flow(moment, features.value[edges.source[edge]], flow, sizes)
-                _message_backward(flow, weight, axes[edge], scratch[UPSTREAM, local], gradients.axes[edge], sizes)
-            normalize_backward(end - begin, rule, scratch, edges.envelope[begin:end], head, sizes[0])
-            for edge in range(begin, end):
-                local = edge - begin
-                slope = distance_slope(edge, local, edges, table, scratch, head[SPARE], sizes[0])
-                gradients.distance[edge] += slope
-                for h in range(sizes[0]):
-                    upstream.product[edge, h] = scratch[SLOPE, local, h] * scratch[GATE, local, h]
-                _add_products(upstream.product[edge], features.key[edges.source[edge]], gradients.query[i], sizes)
+                    upstream.weight[edge, h] = scratch[WEIGHT, edge - begin, h] * scratch[AMPLITUDE, edge - begin, h]
+            moments_backward(
+                sizes, i, edges, axes, features.value, upstream.weight, moment, upstream.moment, slab,
+                scratch[UPSTREAM], gradients.axes,
+            )  # fmt: skip
+            if end > begin:
+                normalize_backward(end - begin, rule, scratch, edges.envelope[begin:end], head, sizes)
+            scores_backward(sizes, i, edges, table, scratch, upstream.product, gradients.distance)
+            sum_products(sizes, begin, end, None, edges.source, upstream.product, features.key, gradients.query[i])
 
     return by_centers
 
@@ -164,100 +173,11 @@ def _by_sources(sizes: Sizes) -> Callable[..., None]:
         first: int, last: int, edges: Edges, axes: Array, features: Features, upstream: Upstream, d_key: Array,
         d_value: Array,
     ) -> None:  # fmt: skip
-        weight = np.empty(sizes[2], d_value.dtype)
+        sum_fields(sizes, first, last, edges, axes, upstream.weight, upstream.moment, d_value)
         for j in range(first, last):
-            d_value[j] = 0.0
-            d_key[j] = 0.0
-            for place in range(edges.column_ptr[j], edges.column_ptr[j + 1]):
-                edge = edges.by_source[place]
-                i = edges.center[edge]
-                for c in range(sizes[2]):
-                    weight[c] = upstream.weight[edge, c % sizes[0]]
-                _add_field(upstream.moment[i], weight, axes[edge], d_value[j], sizes)
-                _add_products(upstream.product[edge], features.query[i], d_key[j], sizes)
+            begin, end = edges.column_ptr[j], edges.column_ptr[j + 1]
+            sum_products(
+                sizes, begin, end, edges.by_source, edges.center, upstream.product, features.query, d_key[j]
+            )  # fmt: skip
 
     return by_sources
-
-
-@inline
-def _spread(normalized: Array, amplitude: Array, weight: Array, sizes: Sizes) -> None:
-    """Weight of every channel; channel c belongs to head c mod heads."""
-    for c in range(sizes[2]):
-        weight[c] = normalized[c % sizes[0]] * amplitude[c % sizes[0]]
-
-
-@inline
-def _add_message(value: Array, weight: Array, along: Array, moment: Array, sizes: Sizes) -> None:
-    for row in range(sizes[3]):
-        for c in range(sizes[2]):
-            message = weight[c] * value[row, c]
-            for axis in range(sizes[4]):
-                moment[axis, row, c] += along[axis] * message
-
-
-@inline
-def _moment_flow(moment: Array, value: Array, flow: Array, sizes: Sizes) -> None:
-    """Sum over rows of (derivative by moment) times value, for each axis and channel."""
-    for axis in range(sizes[4]):
-        for c in range(sizes[2]):
-            flow[axis, c] = 0.0
-    for row in range(sizes[3]):
-        for axis in range(sizes[4]):
-            for c in range(sizes[2]):
-                flow[axis, c] += moment[axis, row, c] * value[row, c]
-
-
-@inline
-def _message_backward(flow: Array, weight: Array, along: Array, d_weight: Array, d_along: Array, sizes: Sizes) -> None:
-    """Derivatives by the weight of every head, and (added) by the axes."""
-    for h in range(sizes[0]):
-        d_weight[h] = 0.0
-    for axis in range(sizes[4]):
-        total, factor = flow.dtype.type(0.0), along[axis]
-        for c in range(sizes[2]):
-            total += weight[c] * flow[axis, c]
-        for c in range(sizes[2]):
-            d_weight[c % sizes[0]] += factor * flow[axis, c]
-        d_along[axis] += total
-
-
-@inline
-def _add_field(moment: Array, weight: Array, along: Array, d_value: Array, sizes: Sizes) -> None:
-    """Derivative by the value of a source: the derivatives by all moments of a center, summed along its axes."""
-    for row in range(sizes[3]):
-        for c in range(sizes[2]):
-            field = along[0] * moment[0, row, c]
-            for axis in range(1, sizes[4]):
-                field += along[axis] * moment[axis, row, c]
-            d_value[row, c] += weight[c] * field
-
-
-@inline
-def _add_products(d_product: Array, other: Array, result: Array, sizes: Sizes) -> None:
-    """Derivative of scalar products by one factor."""
-    for d in range(sizes[1]):
-        for h in range(sizes[0]):
-            result[d, h] += d_product[h] * other[d, h]
-
-
-@inline
-def _contract(i: int, contraction: Contraction, moment: Array, output: Array, features: Features, sizes: Sizes) -> None:
-    n_atoms = features.query.shape[0]
-    for term in range(contraction.entry.shape[0]):
-        place = contraction.start[term] * n_atoms + contraction.stride[term] * i + contraction.shift[term]
-        entry, factor = contraction.entry[term], contraction.factor[term]
-        for c in range(sizes[2]):
-            output[place + c] += factor * moment[entry, c]
-
-
-@inline
-def _contract_backward(
-    i: int, contraction: Contraction, d_output: Array, d_moment: Array, features: Features, sizes: Sizes
-) -> None:
-    n_atoms = features.query.shape[0]
-    d_moment[:] = 0.0
-    for term in range(contraction.entry.shape[0]):
-        place = contraction.start[term] * n_atoms + contraction.stride[term] * i + contraction.shift[term]
-        entry, factor = contraction.entry[term], contraction.factor[term]
-        for c in range(sizes[2]):
-            d_moment[entry, c] += factor * d_output[place + c]

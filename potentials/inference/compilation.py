@@ -1,6 +1,6 @@
 """How the native kernels of this folder are compiled: by numba, on first use, kept on disk for later runs.
 
-Kernels work on half-open ranges of atoms and hold no lock, so that threads can share a call (`in_threads`). Sums are
+Kernels work on half-open ranges of atoms and hold no lock, so that threads can share a call (`in_shares`). Sums are
 carried out in an order that does not depend on the number of threads.
 """
 
@@ -17,6 +17,8 @@ import numba
 import numpy as np
 from numba.extending import overload
 
+from e2former_calc.potentials.exact_kernels import compiled
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 MIN_ATOMS_PER_THREAD = 64
@@ -26,14 +28,8 @@ _FAST_MATH = {"nnan", "ninf", "nsz", "arcp", "contract", "reassoc"}
 
 
 def kernel(function: F) -> F:
-    """Compile a function when it is first called; the machine code is cached on disk where that is possible."""
-    plain = _plain(function)
-    try:
-        compiled = numba.njit(cache=True, nogil=True, fastmath=_FAST_MATH, error_model="numpy")(plain)
-    except RuntimeError:
-        # Neither the folder of the package nor one of the user can be written to.
-        compiled = numba.njit(nogil=True, fastmath=_FAST_MATH, error_model="numpy")(plain)
-    return cast(F, compiled)
+    """Compile a function when it is first called; sums may be carried out in another order than they are written."""
+    return compiled(function, fastmath=_FAST_MATH)
 
 
 def inline(function: F) -> F:
@@ -46,16 +42,16 @@ def _plain(function: F) -> F:
     return cast(F, inspect.unwrap(function))
 
 
-def in_threads(function: Callable[..., Any], n_atoms: int, threads: int, *arguments: Any) -> None:
-    """`function(first, last, *arguments)` over all atoms, in up to `threads` shares at the same time."""
+def in_shares(function: Callable[[int, int, int], None], n_atoms: int, threads: int) -> None:
+    """`function(share, first, last)` over all atoms, in up to `threads` numbered shares at the same time."""
     shares = max(1, min(threads, n_atoms // MIN_ATOMS_PER_THREAD))
     if shares == 1:
-        function(0, n_atoms, *arguments)
+        function(0, 0, n_atoms)
         return
     bounds = [n_atoms * k // shares for k in range(shares + 1)]
     pool = _pool(shares - 1)
-    others = [pool.submit(function, bounds[k], bounds[k + 1], *arguments) for k in range(1, shares)]
-    function(bounds[0], bounds[1], *arguments)
+    others = [pool.submit(function, k, bounds[k], bounds[k + 1]) for k in range(1, shares)]
+    function(0, bounds[0], bounds[1])
     for other in others:
         other.result()
 

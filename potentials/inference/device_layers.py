@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, silu
 
 from e2former_calc.potentials.e2former_v2.config import E2FormerV2Config
-from e2former_calc.potentials.inference.attention import Contraction
 from e2former_calc.potentials.inference.node_kernels import Norm
-from e2former_calc.potentials.inference.weights import LayerWeights, Projection
+from e2former_calc.potentials.inference.weights import Contraction, LayerWeights, Projection
 from e2former_calc.potentials.kernels.edge_index import EdgeIndex
 from e2former_calc.potentials.kernels.fused_attention import AttentionEdges, fused_attention
 from e2former_calc.potentials.kernels.implementation import KernelImplementation

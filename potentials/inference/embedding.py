@@ -1,7 +1,7 @@
 """Input embedding from radial tables: x_i[lm] = sum over edges of Y_lm(u) R_l(r), and its derivative.
 
 Spherical harmonics follow from the recursion Y_l = sum C Y_{l-1} u of `so3.harmonics`, backwards for the derivative.
-The kernels are compiled for the sizes of a network: loops of known length become a few vector instructions.
+The kernels are compiled for the sizes of a network.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from e2former_calc.potentials.inference.compilation import inline, kernel
 from e2former_calc.potentials.inference.geometry import Edges
+from e2former_calc.potentials.inference.splines import SLOPE, VALUE, Splines
+from e2former_calc.potentials.inference.vectors import Argument, Emitter, vector_kernel
 
 Array = NDArray[Any]
 
@@ -33,7 +35,7 @@ class EmbeddingKernels(NamedTuple):
     """Compiled functions; each works on the atoms first ... last - 1.
 
     Attributes:
-        embed: (first, last, edges, table, harmonics, x); fills x, (rows, atoms, channels). `table` is
+        embed: (first, last, edges, table, harmonics, x); fills x, (atoms, rows, channels). `table` is
             (slots, 4, degrees * channels): value, slope, curvature, chord.
         backward: (first, last, edges, table, harmonics, d_x, d_unit, d_distance); adds to the last two.
     """
@@ -49,94 +51,84 @@ def embedding_kernels(lmax: int, channels: int) -> EmbeddingKernels:
 
 
 def _embed(lmax: int, channels: int) -> Callable[..., None]:
-    rows, width = (lmax + 1) ** 2, (lmax + 1) * channels
+    rows, sizes = (lmax + 1) ** 2, (lmax, channels)
 
     @kernel
     def embed(first: int, last: int, edges: Edges, table: Array, harmonics: Harmonics, x: Array) -> None:
-        radial, y = np.empty(width, table.dtype), np.empty(rows, table.dtype)
-        total = np.empty((rows, channels), table.dtype)
+        y = np.empty(rows, table.dtype)
         for i in range(first, last):
-            total[:] = 0.0
+            x[i] = 0.0
             for edge in range(edges.row_ptr[i], edges.row_ptr[i + 1]):
-                _interpolate(table, edges.slot[edge], edges.spline[edge, :6], radial, width)
                 _evaluate(harmonics, edges.unit[edge], y)
-                _add_outer(y, radial, total, lmax, channels)
-            for row in range(rows):
-                for c in range(channels):
-                    x[row, i, c] = total[row, c]
+                _add_outer(sizes, edge, edges, table, y, x[i])
 
     return embed
 
 
 def _backward(lmax: int, channels: int) -> Callable[..., None]:
-    rows, width = (lmax + 1) ** 2, (lmax + 1) * channels
+    rows, sizes = (lmax + 1) ** 2, (lmax, channels)
 
     @kernel
     def backward(
         first: int, last: int, edges: Edges, table: Array, harmonics: Harmonics, d_x: Array, d_unit: Array,
         d_distance: Array,
     ) -> None:  # fmt: skip
-        radial, slope = np.empty(width, table.dtype), np.empty(width, table.dtype)
-        y, d_y, flow = np.empty(rows, table.dtype), np.empty(rows, table.dtype), np.empty(width, table.dtype)
-        upstream = np.empty((rows, channels), table.dtype)
+        y, flow = np.empty(rows, table.dtype), np.empty(rows + 1, table.dtype)
         for i in range(first, last):
-            for row in range(rows):
-                for c in range(channels):
-                    upstream[row, c] = d_x[row, i, c]
             for edge in range(edges.row_ptr[i], edges.row_ptr[i + 1]):
-                _interpolate(table, edges.slot[edge], edges.spline[edge, :6], radial, width)
-                _interpolate_slope(table, edges.slot[edge], edges.spline[edge], slope, width)
                 _evaluate(harmonics, edges.unit[edge], y)
-                _outer_backward(y, radial, upstream, d_y, flow, lmax, channels)
-                along = table.dtype.type(0.0)
-                for c in range(width):
-                    along += flow[c] * slope[c]
-                d_distance[edge] += along
-                _harmonics_backward(harmonics, edges.unit[edge], y, d_y, d_unit[edge])
+                _outer_backward(sizes, edge, edges, table, y, d_x[i], flow)
+                d_distance[edge] += flow[rows]
+                _harmonics_backward(harmonics, edges.unit[edge], y, flow, d_unit[edge])
 
     return backward
 
 
-@inline
-def _add_outer(y: Array, radial: Array, total: Array, lmax: int, channels: int) -> None:
-    for degree in range(lmax + 1):
-        for row in range(degree * degree, (degree + 1) * (degree + 1)):
-            for c in range(channels):
-                total[row, c] += y[row] * radial[degree * channels + c]
+@vector_kernel
+def _add_outer(
+    context: Any, builder: Any, sizes: tuple[int, ...], edge: Argument, edges: Argument, table: Argument, y: Argument,
+    total: Argument,
+) -> None:  # fmt: skip
+    """total[row, c] += y[row] R[degree of row, c]; `sizes` are the largest degree and the number of channels."""
+    lmax, channels = sizes
+    emit = Emitter(context, builder, table.kind.dtype, [channels])
+    factors = [emit.broadcast(emit.element_at(y.start, (row, 1))) for row in range((lmax + 1) ** 2)]
+    value = Splines(emit, edge.value, edges, table, width=(lmax + 1) * channels, terms=VALUE)
+    with emit.loop(channels // emit.lanes) as chunk:
+        channel = emit.offset((chunk, emit.lanes))
+        result = emit.at(total.start, (channel, 1))
+        for degree in range(lmax + 1):
+            radial = value.at(channel, degree * channels)
+            for row in range(degree**2, (degree + 1) ** 2):
+                sum_ = emit.fma(factors[row], radial, emit.load(result, row * channels))
+                emit.store(sum_, result, row * channels)
 
 
-@inline
+@vector_kernel
 def _outer_backward(
-    y: Array, radial: Array, upstream: Array, d_y: Array, d_radial: Array, lmax: int, channels: int
-) -> None:
-    for degree in range(lmax + 1):
-        start = degree * channels
-        for c in range(channels):
-            d_radial[start + c] = 0.0
-        for row in range(degree * degree, (degree + 1) * (degree + 1)):
-            overlap = radial.dtype.type(0.0)
-            for c in range(channels):
-                d_radial[start + c] += y[row] * upstream[row, c]
-                overlap += radial[start + c] * upstream[row, c]
-            d_y[row] = overlap
-
-
-@inline
-def _interpolate(table: Array, slot: int, spline: Array, result: Array, width: int) -> None:
-    """Splines of all functions of one pair of elements, from the weights of the six rows."""
-    a, b, c, d, e, f = spline[0], spline[1], spline[2], spline[3], spline[4], spline[5]
-    for k in range(width):
-        low = a * table[slot, 0, k] + b * table[slot, 1, k] + c * table[slot, 2, k]
-        result[k] = low + d * table[slot + 1, 0, k] + e * table[slot + 1, 1, k] + f * table[slot + 1, 2, k]
-
-
-@inline
-def _interpolate_slope(table: Array, slot: int, spline: Array, result: Array, width: int) -> None:
-    """Derivatives of the splines by the distance."""
-    a, b, c, d, e = spline[6], spline[7], spline[8], spline[9], spline[10]
-    for k in range(width):
-        low = a * table[slot, 3, k] + b * table[slot, 1, k] + c * table[slot, 2, k]
-        result[k] = low + d * table[slot + 1, 1, k] + e * table[slot + 1, 2, k]
+    context: Any, builder: Any, sizes: tuple[int, ...], edge: Argument, edges: Argument, table: Argument, y: Argument,
+    upstream: Argument, flow: Argument,
+) -> None:  # fmt: skip
+    """Derivatives of sum upstream[row, c] y[row] R[degree, c] by y, and by the distance through R: rows + 1 numbers."""
+    lmax, channels = sizes
+    emit, rows = Emitter(context, builder, table.kind.dtype, [channels]), (lmax + 1) ** 2
+    factors = [emit.broadcast(emit.element_at(y.start, (row, 1))) for row in range(rows)]
+    value, slope = (
+        Splines(emit, edge.value, edges, table, width=(lmax + 1) * channels, terms=terms) for terms in (VALUE, SLOPE)
+    )
+    sums = [emit.variable(emit.constant(0.0)) for _ in range(rows + 1)]
+    with emit.loop(channels // emit.lanes) as chunk:
+        channel = emit.offset((chunk, emit.lanes))
+        fields = emit.at(upstream.start, (channel, 1))
+        for degree in range(lmax + 1):
+            radial, by_radial = value.at(channel, degree * channels), emit.constant(0.0)
+            for row in range(degree**2, (degree + 1) ** 2):
+                field = emit.load(fields, row * channels)
+                by_radial = emit.fma(factors[row], field, by_radial)
+                sums[row].value = emit.fma(radial, field, sums[row].value)
+            sums[rows].value = emit.fma(by_radial, slope.at(channel, degree * channels), sums[rows].value)
+    for place, sum_ in enumerate(sums):
+        builder.store(emit.sum(sum_.value), emit.at(flow.start, (place, 1)))
 
 
 @inline

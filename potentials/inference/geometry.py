@@ -1,6 +1,7 @@
 """Edges of one evaluation: selection by distance, unit vectors, table positions, envelope; and the way back to forces.
 
-Coordinates are float64; what the network reads is rounded once to its arithmetic.
+Coordinates are float64; what the network reads is rounded once to its arithmetic. Kernels keep to the order of what is
+written, so that an edge is the same wherever it stands in the list.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from e2former_calc.potentials.exact_kernels import exact
 from e2former_calc.potentials.inference.compilation import inline, kernel
 
 Array = NDArray[Any]
@@ -72,26 +74,37 @@ class Grid(NamedTuple):
 
 
 @kernel
-def is_uncapped(pairs: PairList, structure: Structure, cutoff: float, limit: int) -> bool:
-    """Whether no atom has more than `limit` pairs up to the cutoff, and no pair is one with a periodic image."""
+def sees_all_images(pairs: PairList, structure: Structure, cutoff: float, image_limit: int) -> bool:
+    """Whether images up to `image_limit` cells away, where the official code stops, are all that the cutoff needs."""
+    complete = np.empty(structure.cell.shape[0], np.bool_)
+    for index in range(structure.cell.shape[0]):
+        complete[index] = _sees_all_images(structure.cell[index], cutoff, image_limit)
     for i in range(structure.positions.shape[0]):
-        count = 0
+        if complete[structure.batch[i]]:
+            continue
         for pair in range(pairs.row_ptr[i], pairs.row_ptr[i + 1]):
             if pairs.shift[pair, 0] != 0 or pairs.shift[pair, 1] != 0 or pairs.shift[pair, 2] != 0:
                 return False
-            squared = 0.0
-            for k in range(3):
-                step = structure.positions[i, k] - structure.positions[pairs.source[pair], k]
-                squared += step * step
-            count += squared <= cutoff * cutoff
-        if count > limit:
-            return False
     return True
 
 
-@kernel
-def select_edges(pairs: PairList, structure: Structure, grid: Grid, edges: Edges) -> int:
-    """Fill `edges` with the pairs up to the cutoff; returns their number."""
+@inline
+def _sees_all_images(cell: Array, cutoff: float, image_limit: int) -> bool:
+    """Whether no pair up to the cutoff, of atoms wrapped into the cell, is more than `image_limit` cells apart."""
+    most = 0.0
+    for k in range(3):
+        u, v, w = cell[k], cell[(k + 1) % 3], cell[(k + 2) % 3]
+        x, y, z = v[1] * w[2] - v[2] * w[1], v[2] * w[0] - v[0] * w[2], v[0] * w[1] - v[1] * w[0]
+        volume = abs(u[0] * x + u[1] * y + u[2] * z)
+        if volume <= 1e-6:
+            return False
+        most = max(most, cutoff * np.sqrt(x * x + y * y + z * z) / volume)
+    return bool(np.ceil(most) <= image_limit)
+
+
+@exact
+def select_edges(pairs: PairList, structure: Structure, grid: Grid, edges: Edges, most: int) -> int:
+    """Fill `edges` with the pairs up to the cutoff, for each center the `most` shortest; returns their number."""
     n_atoms = structure.positions.shape[0]
     limit = grid.cutoff * grid.cutoff
     count = 0
@@ -114,15 +127,34 @@ def select_edges(pairs: PairList, structure: Structure, grid: Grid, edges: Edges
                 edges.vector[count, 0], edges.vector[count, 1], edges.vector[count, 2] = x, y, z
                 edges.distance[count] = np.sqrt(squared)
                 edges.center[count], edges.source[count] = i, j
-                edges.column_ptr[j + 1] += 1
                 count += 1
+        if count - edges.row_ptr[i] > most:
+            count = _drop_longest(edges, edges.row_ptr[i], count, most)
         edges.row_ptr[i + 1] = count
     _sort_by_source(edges, n_atoms, count)
     return count
 
 
+@exact
+def _drop_longest(edges: Edges, begin: int, end: int, most: int) -> int:
+    """Keep the `most` shortest edges, of equal ones (to 1e-9 Å) the first; returns where they end."""
+    step = np.rint(edges.distance[begin:end] * 1e9)
+    place = begin
+    for edge in range(begin, end):
+        rank, own = 0, step[edge - begin]
+        for other in range(end - begin):
+            rank += (step[other] < own) | ((step[other] == own) & (other < edge - begin))
+        if rank < most:
+            edges.vector[place] = edges.vector[edge]
+            edges.distance[place], edges.source[place] = edges.distance[edge], edges.source[edge]
+            place += 1
+    return place
+
+
 @kernel
 def _sort_by_source(edges: Edges, n_atoms: int, count: int) -> None:
+    for edge in range(count):
+        edges.column_ptr[edges.source[edge] + 1] += 1
     for j in range(n_atoms):
         edges.column_ptr[j + 1] += edges.column_ptr[j]
     place = edges.column_ptr[:n_atoms].copy()
@@ -132,7 +164,7 @@ def _sort_by_source(edges: Edges, n_atoms: int, count: int) -> None:
         place[j] += 1
 
 
-@kernel
+@exact
 def describe_edges(structure: Structure, grid: Grid, edges: Edges, count: int) -> None:
     """Unit vectors, positions in the tables, and the polynomial envelope of J. Gasteiger et al. (ICLR 2020, eq. 8)."""
     step = grid.cutoff / (grid.n_knots - 1)
@@ -171,7 +203,7 @@ def _quintic(t: float, step: float, spline: Array) -> None:
     spline[10] = -0.5 * step * s * t * t * (2.0 - 5.0 * s)
 
 
-@kernel
+@exact
 def edge_gradients(edges: Edges, count: int, d_unit: Array, d_distance: Array, d_vector: Array) -> None:
     """dE/dvector (float64) from the derivatives by unit vector and distance."""
     for edge in range(count):
@@ -184,7 +216,7 @@ def edge_gradients(edges: Edges, count: int, d_unit: Array, d_distance: Array, d
         d_vector[edge, 2] = g2 / r + radial * u2
 
 
-@kernel
+@exact
 def atom_forces(first: int, last: int, edges: Edges, d_vector: Array, forces: Array) -> None:
     """-dE/dposition: minus the edges that end at an atom, plus those that begin there."""
     for i in range(first, last):
@@ -201,7 +233,7 @@ def atom_forces(first: int, last: int, edges: Edges, d_vector: Array, forces: Ar
         forces[i, 0], forces[i, 1], forces[i, 2] = f0, f1, f2
 
 
-@kernel
+@exact
 def strain_gradient(edges: Edges, structure: Structure, d_vector: Array, result: Array) -> None:
     """dE/dstrain[a, b] = sum over edges of vector[a] dE/dvector[b], added up for each structure."""
     result[:] = 0.0

@@ -1,6 +1,6 @@
 """What happens to each atom between matrix products: norms, invariants, gates; each with its derivative.
 
-Node features are (rows, atoms, channels), so that all rows of one degree are one matrix.
+Features are (atoms, rows * channels), and kernels work on all atoms of what they get.
 """
 
 from __future__ import annotations
@@ -25,118 +25,122 @@ class Norm(NamedTuple):
     epsilon: float
 
 
+@inline
+def _mean(row: Array, width: int) -> Any:
+    total = row.dtype.type(0.0)
+    for c in range(width):
+        total += row[c]
+    return total / row.dtype.type(width)
+
+
 @kernel
-def normalize(first: int, last: int, x: Array, norm: Norm, shift: Array, y: Array, scale: Array) -> None:
-    """Centred scalars, one scale per atom (kept in `scale`), gain, bias; `shift` (atoms, channels) goes to l = 0."""
-    n_rows, channels = x.shape[0], x.shape[2]
+def normalize(x: Array, norm: Norm, shift: Array, scale: Array, result: Array) -> None:
+    """Centred scalars, one scale per atom (kept in `scale`), gain, bias; `shift`, if it has atoms, goes to l = 0."""
+    n_rows, channels = norm.degree.shape[0], norm.gain.shape[1]
     size = x.dtype.type(channels)
-    for i in range(first, last):
-        mean = x.dtype.type(0.0)
-        for c in range(channels):
-            mean += x[0, i, c]
-        mean /= size
+    for i in range(x.shape[0]):
+        own, y = x[i], result[i]
+        mean = _mean(own, channels)
         square = x.dtype.type(0.0)
         for c in range(channels):
-            centred = x[0, i, c] - mean
+            centred = own[c] - mean
             square += centred * centred
         square *= norm.balance[0]
         for row in range(1, n_rows):
-            part = x.dtype.type(0.0)
+            part, features = x.dtype.type(0.0), own[row * channels : (row + 1) * channels]
             for c in range(channels):
-                part += x[row, i, c] * x[row, i, c]
+                part += features[c] * features[c]
             square += part * norm.balance[row]
         inverse = x.dtype.type(1.0 / np.sqrt(square / size + norm.epsilon))
         scale[i] = inverse
         for c in range(channels):
-            y[0, i, c] = (x[0, i, c] - mean) * inverse * norm.gain[0, c] + norm.bias[c] + shift[i, c]
-        for row in range(1, n_rows):
-            gain = norm.gain[norm.degree[row]]
+            y[c] = (own[c] - mean) * inverse * norm.gain[0, c] + norm.bias[c]
+        if shift.shape[0] > 0:
             for c in range(channels):
-                y[row, i, c] = x[row, i, c] * inverse * gain[c]
+                y[c] += shift[i, c]
+        for row in range(1, n_rows):
+            gain, features = norm.gain[norm.degree[row]], own[row * channels : (row + 1) * channels]
+            target = y[row * channels : (row + 1) * channels]
+            for c in range(channels):
+                target[c] = features[c] * inverse * gain[c]
 
 
 @kernel
-def normalize_backward(first: int, last: int, x: Array, norm: Norm, scale: Array, d_y: Array, d_x: Array) -> None:
-    """Add the derivative by x to d_x."""
-    n_rows, channels = x.shape[0], x.shape[2]
+def normalize_backward(x: Array, norm: Norm, scale: Array, upstream: Array, d_x: Array) -> None:
+    """Add to d_x the derivative by x, from that by the result."""
+    n_rows, channels = norm.degree.shape[0], norm.gain.shape[1]
     size = x.dtype.type(channels)
-    for i in range(first, last):
-        mean = x.dtype.type(0.0)
-        for c in range(channels):
-            mean += x[0, i, c]
-        mean /= size
+    for i in range(x.shape[0]):
+        own, d_y, result = x[i], upstream[i], d_x[i]
+        mean = _mean(own, channels)
         overlap = x.dtype.type(0.0)
         for c in range(channels):
-            overlap += d_y[0, i, c] * norm.gain[0, c] * (x[0, i, c] - mean)
+            overlap += d_y[c] * norm.gain[0, c] * (own[c] - mean)
         for row in range(1, n_rows):
-            gain = norm.gain[norm.degree[row]]
+            gain, start, end = norm.gain[norm.degree[row]], row * channels, (row + 1) * channels
+            features, flow = own[start:end], d_y[start:end]
             for c in range(channels):
-                overlap += d_y[row, i, c] * gain[c] * x[row, i, c]
+                overlap += flow[c] * gain[c] * features[c]
         inverse = scale[i]
         pull = overlap * inverse * inverse * inverse / size
         d_mean = x.dtype.type(0.0)
         for c in range(channels):
-            d_mean += inverse * d_y[0, i, c] * norm.gain[0, c] - pull * norm.balance[0] * (x[0, i, c] - mean)
+            d_mean += inverse * d_y[c] * norm.gain[0, c] - pull * norm.balance[0] * (own[c] - mean)
         d_mean /= size
         for c in range(channels):
-            direct = inverse * d_y[0, i, c] * norm.gain[0, c] - pull * norm.balance[0] * (x[0, i, c] - mean)
-            d_x[0, i, c] += direct - d_mean
+            result[c] += inverse * d_y[c] * norm.gain[0, c] - pull * norm.balance[0] * (own[c] - mean) - d_mean
         for row in range(1, n_rows):
-            gain, balance = norm.gain[norm.degree[row]], norm.balance[row]
+            gain, start, end = norm.gain[norm.degree[row]], row * channels, (row + 1) * channels
+            features, flow, target, shrink = own[start:end], d_y[start:end], result[start:end], pull * norm.balance[row]
             for c in range(channels):
-                d_x[row, i, c] += inverse * d_y[row, i, c] * gain[c] - pull * balance * x[row, i, c]
+                target[c] += inverse * flow[c] * gain[c] - shrink * features[c]
 
 
 @kernel
-def invariants(first: int, last: int, maps: Array, degree: Array, result: Array, value: Array) -> None:
-    """Products of pairs of linear maps summed over m; and the value map, moved to (atoms, rows, channels).
+def invariants(maps: Array, degree: Array, result: Array) -> None:
+    """Products of pairs of linear maps summed over m.
 
-    `maps` is (rows, atoms, 4 * half + channels): two maps for the query, two for the key, one for the value.
-    `result` is (2, atoms, degrees * half): query, key.
+    `maps` is (atoms, rows * 4 * half): two maps for the query, two for the key. `result` is (2, at least as many atoms,
+    degrees * half): query, key.
     """
-    n_rows, half = maps.shape[0], result.shape[2] // (degree[-1] + 1)
-    channels = value.shape[2]
-    for i in range(first, last):
-        result[0, i] = 0.0
-        result[1, i] = 0.0
-        for row in range(n_rows):
-            own, start = maps[row, i], degree[row] * half
-            for which in range(2):
-                target, offset = result[which, i], 2 * half * which
+    n_rows, half = degree.shape[0], result.shape[2] // (degree[-1] + 1)
+    for i in range(maps.shape[0]):
+        for which in range(2):
+            result[which, i] = 0.0
+            for row in range(n_rows):
+                start, at = degree[row] * half, (4 * row + 2 * which) * half
+                one, other = maps[i, at : at + half], maps[i, at + half : at + 2 * half]
+                target = result[which, i, start : start + half]
                 for c in range(half):
-                    target[start + c] += own[offset + c] * own[offset + half + c]
-            for c in range(channels):
-                value[i, row, c] = own[4 * half + c]
+                    target[c] += one[c] * other[c]
 
 
 @kernel
-def invariants_backward(first: int, last: int, maps: Array, degree: Array, d_result: Array, d_value: Array) -> None:
+def invariants_backward(maps: Array, degree: Array, d_result: Array) -> None:
     """Derivative of `invariants` by the maps, written over them."""
-    n_rows, half = maps.shape[0], d_result.shape[2] // (degree[-1] + 1)
-    channels = d_value.shape[2]
-    for i in range(first, last):
+    n_rows, half = degree.shape[0], d_result.shape[2] // (degree[-1] + 1)
+    for i in range(maps.shape[0]):
         for row in range(n_rows):
-            own, start = maps[row, i], degree[row] * half
             for which in range(2):
-                upstream, offset = d_result[which, i], 2 * half * which
+                start, at = degree[row] * half, (4 * row + 2 * which) * half
+                one, other = maps[i, at : at + half], maps[i, at + half : at + 2 * half]
+                upstream = d_result[which, i, start : start + half]
                 for c in range(half):
-                    one, other = own[offset + c], own[offset + half + c]
-                    own[offset + c] = upstream[start + c] * other
-                    own[offset + half + c] = upstream[start + c] * one
-            for c in range(channels):
-                own[4 * half + c] = d_value[i, row, c]
+                    value = one[c]
+                    one[c] = upstream[c] * other[c]
+                    other[c] = upstream[c] * value
 
 
 @kernel
-def activate(first: int, last: int, x: Array, gain: Array, bias: Array, epsilon: float, y: Array) -> None:
-    """A layer norm and silu; all (atoms, width)."""
-    width = x.shape[1]
+def activate(x: Array, gain: Array, bias: Array, epsilon: float, result: Array) -> None:
+    """A layer norm and silu; (atoms, width)."""
     one = x.dtype.type(1.0)
-    for i in range(first, last):
-        mean, inverse = _moments(x[i], epsilon)
-        for c in range(width):
-            z = (x[i, c] - mean) * inverse * gain[c] + bias[c]
-            y[i, c] = z / (one + exponential(-z))
+    for i in range(x.shape[0]):
+        own, y = x[i], result[i]
+        mean, inverse = _moments(own, epsilon)
+        for c in range(own.shape[0]):
+            z = (own[c] - mean) * inverse * gain[c] + bias[c]
+            y[c] = z / (one + exponential(-z))
 
 
 @inline
@@ -144,95 +148,99 @@ def _moments(row: Array, epsilon: float) -> tuple[Any, Any]:
     """Mean, and 1 / standard deviation."""
     width = row.shape[0]
     size = row.dtype.type(width)
-    mean, variance = row.dtype.type(0.0), row.dtype.type(0.0)
-    for c in range(width):
-        mean += row[c]
-    mean /= size
+    mean, variance = _mean(row, width), row.dtype.type(0.0)
     for c in range(width):
         variance += (row[c] - mean) * (row[c] - mean)
     return mean, row.dtype.type(1.0 / np.sqrt(variance / size + epsilon))
 
 
 @kernel
-def activate_backward(
-    first: int, last: int, x: Array, gain: Array, bias: Array, epsilon: float, d_y: Array, d_x: Array
-) -> None:
-    """Derivative of `activate` by x."""
+def activate_backward(x: Array, gain: Array, bias: Array, epsilon: float, flow: Array) -> None:
+    """Derivative of `activate` by x, written over that by its result."""
     width = x.shape[1]
     size = x.dtype.type(width)
     one = x.dtype.type(1.0)
-    for i in range(first, last):
-        mean, inverse = _moments(x[i], epsilon)
+    for i in range(x.shape[0]):
+        own, d_x = x[i], flow[i]
+        mean, inverse = _moments(own, epsilon)
         d_mean, d_scale = x.dtype.type(0.0), x.dtype.type(0.0)
         for c in range(width):
-            unit = (x[i, c] - mean) * inverse
+            unit = (own[c] - mean) * inverse
             z = unit * gain[c] + bias[c]
             logistic = one / (one + exponential(-z))
-            flow = d_y[i, c] * logistic * (one + z * (one - logistic)) * gain[c]
-            d_x[i, c] = flow
-            d_mean += flow
-            d_scale += flow * unit
+            d_x[c] *= logistic * (one + z * (one - logistic)) * gain[c]
+            d_mean += d_x[c]
+            d_scale += d_x[c] * unit
         d_mean /= size
         d_scale /= size
         for c in range(width):
-            d_x[i, c] = inverse * (d_x[i, c] - d_mean - (x[i, c] - mean) * inverse * d_scale)
+            d_x[c] = inverse * (d_x[c] - d_mean - (own[c] - mean) * inverse * d_scale)
 
 
 @kernel
-def gate(
-    first: int, last: int, f: Array, gates: Array, degree: Array, gain_scalar: float, gain_vector: float, z: Array
-) -> None:
+def gate(f: Array, gates: Array, degree: Array, gain_scalar: float, gain_vector: float, result: Array) -> None:
     """Scalars: silu of their gate; higher degrees: features times sigmoid; `gates` is (atoms, degrees * channels)."""
-    n_rows, channels = f.shape[0], f.shape[2]
+    n_rows, channels = degree.shape[0], gates.shape[1] // (degree[-1] + 1)
     one = f.dtype.type(1.0)
     scalar, vector = f.dtype.type(gain_scalar), f.dtype.type(gain_vector)
     logistic = np.empty(gates.shape[1], dtype=f.dtype)
-    for i in range(first, last):
+    for i in range(f.shape[0]):
+        own, opening, z = f[i], gates[i], result[i]
         for c in range(gates.shape[1]):
-            logistic[c] = one / (one + exponential(-gates[i, c]))
+            logistic[c] = one / (one + exponential(-opening[c]))
         for c in range(channels):
-            z[0, i, c] = scalar * gates[i, c] * logistic[c]
+            z[c] = scalar * opening[c] * logistic[c]
         for row in range(1, n_rows):
-            start = degree[row] * channels
+            start, at = degree[row] * channels, row * channels
+            opened, features, target = (
+                logistic[start : start + channels],
+                own[at : at + channels],
+                z[at : at + channels],
+            )
             for c in range(channels):
-                z[row, i, c] = vector * logistic[start + c] * f[row, i, c]
+                target[c] = vector * opened[c] * features[c]
 
 
 @kernel
 def gate_backward(
-    first: int, last: int, f: Array, gates: Array, degree: Array, gain_scalar: float, gain_vector: float,
-    d_z: Array, d_f: Array, d_gates: Array,
-) -> None:  # fmt: skip
-    """Derivatives of `gate` by f (rows of l > 0; l = 0 acts through the gates alone) and by the gates."""
-    n_rows, channels = f.shape[0], f.shape[2]
+    f: Array, gates: Array, degree: Array, gain_scalar: float, gain_vector: float, flow: Array, d_gates: Array
+) -> None:
+    """Derivatives of `gate` by f, written over that by its result (l > 0), and by the gates."""
+    n_rows, channels = degree.shape[0], gates.shape[1] // (degree[-1] + 1)
     one = f.dtype.type(1.0)
     scalar, vector = f.dtype.type(gain_scalar), f.dtype.type(gain_vector)
     logistic = np.empty(gates.shape[1], dtype=f.dtype)
-    for i in range(first, last):
+    for i in range(f.shape[0]):
+        own, opening, d_z, by_gate = f[i], gates[i], flow[i], d_gates[i]
         for c in range(gates.shape[1]):
-            logistic[c] = one / (one + exponential(-gates[i, c]))
-            d_gates[i, c] = 0.0
+            logistic[c] = one / (one + exponential(-opening[c]))
+            by_gate[c] = 0.0
         for c in range(channels):
-            slope = logistic[c] * (one + gates[i, c] * (one - logistic[c]))
-            d_gates[i, c] = scalar * slope * d_z[0, i, c]
+            by_gate[c] = scalar * logistic[c] * (one + opening[c] * (one - logistic[c])) * d_z[c]
         for row in range(1, n_rows):
-            start = degree[row] * channels
+            start, at = degree[row] * channels, row * channels
+            opened, features, target = (
+                logistic[start : start + channels],
+                own[at : at + channels],
+                d_z[at : at + channels],
+            )
+            gate_flow = by_gate[start : start + channels]
             for c in range(channels):
-                d_f[row, i, c] = vector * logistic[start + c] * d_z[row, i, c]
-                d_gates[i, start + c] += vector * f[row, i, c] * d_z[row, i, c]
+                gate_flow[c] += vector * features[c] * target[c]
+                target[c] *= vector * opened[c]
         for c in range(channels, gates.shape[1]):
-            d_gates[i, c] *= logistic[c] * (one - logistic[c])
+            by_gate[c] *= logistic[c] * (one - logistic[c])
 
 
 @kernel
-def silu(first: int, last: int, x: Array, y: Array, slope: Array) -> None:
-    """Function and derivative; all (atoms, width)."""
+def silu(x: Array, slope: Array) -> None:
+    """The function, written over its argument, and its derivative, for the columns that `slope` has."""
     one = x.dtype.type(1.0)
-    for i in range(first, last):
-        for c in range(x.shape[1]):
+    for i in range(x.shape[0]):
+        for c in range(slope.shape[1]):
             logistic = one / (one + exponential(-x[i, c]))
-            y[i, c] = x[i, c] * logistic
             slope[i, c] = logistic * (one + x[i, c] * (one - logistic))
+            x[i, c] *= logistic
 
 
 @kernel
@@ -250,10 +258,11 @@ def domain_distance(
             result[i] = np.inf
             continue
         vector[:] = 0.0
+        center, factors = mean[row[i]], whitening[row[i]]
         for k in range(channels):
-            deviation = descriptors[i, k] - mean[row[i], k]
+            deviation, line = descriptors[i, k] - center[k], factors[k]
             for c in range(channels):
-                vector[c] += deviation * whitening[row[i], k, c]
+                vector[c] += deviation * line[c]
         total = 0.0
         for c in range(channels):
             total += vector[c] * vector[c]

@@ -27,7 +27,7 @@ from e2former_calc.potentials.system import Prediction, System
 
 if TYPE_CHECKING:
     from e2former_calc.potentials.inference.device_network import MatmulPrecision
-    from e2former_calc.potentials.inference.geometry import PairList, Structure
+    from e2former_calc.potentials.inference.geometry import PairList
     from e2former_calc.potentials.inference.network import Network, NetworkResult
     from e2former_calc.potentials.inference.tables import RadialTables
 
@@ -242,7 +242,7 @@ class Prepared:
         self, potential: EnergyPotential, system: System, composition: Composition, *,
         properties: frozenset[Property], neighbors: NeighborList | None,
     ) -> Prediction:  # fmt: skip
-        from e2former_calc.potentials.inference.geometry import Structure
+        from e2former_calc.potentials.inference.geometry import Structure, sees_all_images
 
         structure = Structure(
             positions=np.ascontiguousarray(system.positions.detach().numpy()),
@@ -252,20 +252,17 @@ class Prepared:
         if neighbors is None:
             neighbors = neighbor_list(system, potential.cutoff)
         pairs = _arrays(neighbors)
-        if potential.neighbor_cap == "official" and not self._is_uncapped(potential, pairs, structure):
-            pairs = _arrays(potential.graphs(system, neighbors)[0])
+        most = len(pairs.source)
+        if potential.neighbor_cap == "official":
+            config = _network_of(potential).config
+            most = most if config.max_neighbors is None else config.max_neighbors
+            if not sees_all_images(pairs, structure, potential.cutoff, config.image_limit):
+                pairs = _arrays(potential.graphs(system, neighbors)[0])
         result = self._made(potential).evaluate(
-            pairs, structure, composition.condition, forces=bool(properties & {"forces", "stress"}),
+            pairs, structure, composition.condition, max_neighbors=most, forces=bool(properties & {"forces", "stress"}),
             threads=torch.get_num_threads(),
         )  # fmt: skip
         return composition.prediction(system, result, properties)
-
-    @staticmethod
-    def _is_uncapped(potential: EnergyPotential, pairs: PairList, structure: Structure) -> bool:
-        from e2former_calc.potentials.inference.geometry import is_uncapped
-
-        limit = _network_of(potential).config.max_neighbors
-        return is_uncapped(pairs, structure, potential.cutoff, len(pairs.source) if limit is None else limit)
 
     def _self_check(self, potential: EnergyPotential, elements: list[int]) -> SelfCheck:
         system = _cluster(elements)
@@ -300,7 +297,9 @@ class Composition:
         self.rows: Int[np.ndarray, " atoms"] = np.searchsorted(np.array(elements), system.numbers.cpu().numpy())
         self.reference: Float[Tensor, " atoms"] = potential.reference[system.numbers]
         with torch.no_grad():
-            vector = _network_of(potential).condition_vector(system.charge, system.spin)
+            # One by one, since products of several rows are rounded otherwise than those of one.
+            charges, spins, network = system.charge.split(1), system.spin.split(1), _network_of(potential)
+            vector = torch.cat([network.condition_vector(q, s) for q, s in zip(charges, spins, strict=True)])
             self.condition: Float[Tensor, "atoms channels"] = vector[system.batch].contiguous()
         self._domain: _Domain | None = None
         if potential.domain is not None and potential.device.type == "cpu":

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
+from e2former_calc.potentials.inference import splines
 from e2former_calc.potentials.inference.compilation import exponential, inline, log_one_plus
 from e2former_calc.potentials.inference.geometry import Edges
+from e2former_calc.potentials.inference.vectors import Argument, Emitter, Value, aligned_memory, vector_kernel
 
 Array = NDArray[Any]
+
+Sizes = tuple[int, int, int, int, int]
+"""Heads, numbers per head, channels, rows of features, and axes of moments (1 or 3)."""
 
 SOFTMAX, SOFTPLUS, SIGMOID = 0, 1, 2
 
 GATE, AMPLITUDE, PRODUCT, SCORE, WEIGHT, SLOPE, UPSTREAM, BY_ENVELOPE = range(8)
 """Kinds of scratch memory: WEIGHT is the normalised score with envelope, without amplitude."""
-MAXIMUM, TIED, TOTAL, LOWEST, MEAN, SHARED, SPARE = range(7)
+MAXIMUM, TIED, TOTAL, LOWEST = range(4)
 """Kinds of scratch memory per head."""
 
 
@@ -45,40 +49,68 @@ def scratch_memory(first: int, last: int, edges: Edges, heads: int, table: Array
     longest = 1
     for i in range(first, last):
         longest = max(longest, edges.row_ptr[i + 1] - edges.row_ptr[i])
-    return np.empty((8, longest, heads), table.dtype), np.empty((7, heads), table.dtype)
+    kinds = aligned_memory(8 * longest * heads, table).reshape(8, longest, heads)
+    return kinds, aligned_memory(4 * heads, table).reshape(4, heads)
+
+
+@vector_kernel
+def score_edges(
+    context: Any, builder: Any, sizes: tuple[int, ...], i: Argument, edges: Argument, table: Argument,
+    features: Argument, scratch: Argument,
+) -> None:  # fmt: skip
+    """Gates, amplitudes, products of query and key, and scores of the edges of center i."""
+    heads, width = sizes[:2]
+    emit = Emitter(context, builder, table.kind.dtype, [heads])
+    begin, end = emit.range_at(edges.field("row_ptr").start, i.value)
+    source = edges.field("source").start
+    query, key = (features.field(name).start for name in ("query", "key"))
+    memory = _Scratch(emit, scratch)
+    with emit.loop(builder.sub(end, begin)) as local:
+        edge = builder.add(begin, local)
+        functions = splines.Splines(emit, edge, edges, table, width=2 * heads, terms=splines.VALUE)
+        with emit.loop(heads // emit.lanes) as chunk:
+            head = emit.offset((chunk, emit.lanes))
+            for kind, start in ((GATE, 0), (AMPLITUDE, heads)):
+                memory.store(functions.at(head, start), kind, local, head)
+            own = emit.at(query, (i.value, width * heads), (head, 1))
+            other = emit.at(key, (emit.element_at(source, (edge, 1)), width * heads), (head, 1))
+            product = emit.dot([(emit.load(own, d * heads), emit.load(other, d * heads)) for d in range(width)])
+            memory.store(product, PRODUCT, local, head)
+            memory.store(emit.mul(memory.load(GATE, local, head), product), SCORE, local, head)
+
+
+class _Scratch:
+    """Vectors in scratch memory."""
+
+    def __init__(self, emit: Emitter, array: Argument) -> None:
+        self._emit, self._start, self._heads = emit, array.start, array.extent(2)
+        self._stride = emit.builder.mul(array.extent(1), self._heads)
+
+    def load(self, kind: int, local: Value, head: Value) -> Value:
+        return self._emit.load(self._at(kind, local, head))
+
+    def store(self, value: Value, kind: int, local: Value, head: Value) -> None:
+        self._emit.store(value, self._at(kind, local, head))
+
+    def _at(self, kind: int, local: Value, head: Value) -> Value:
+        builder = self._emit.builder
+        place = builder.add(builder.mul(self._emit.index(kind), self._stride), builder.mul(local, self._heads))
+        return self._emit.at(self._start, (place, 1), (head, 1))
 
 
 @inline
-def score_edges(i: int, edges: Edges, table: Array, features: Features, scratch: Array, heads: int, width: int) -> None:
-    """Gates, amplitudes, products of query and key, and scores of the edges of one center."""
-    begin = edges.row_ptr[i]
-    for local in range(edges.row_ptr[i + 1] - begin):
-        edge = begin + local
-        j, slot = edges.source[edge], edges.slot[edge]
-        _interpolate(table, slot, edges.spline[edge, :6], scratch[GATE, local], 0, heads)
-        _interpolate(table, slot, edges.spline[edge, :6], scratch[AMPLITUDE, local], heads, heads)
-        for h in range(heads):
-            scratch[PRODUCT, local, h] = 0.0
-        for d in range(width):
-            for h in range(heads):
-                scratch[PRODUCT, local, h] += features.query[i, d, h] * features.key[j, d, h]
-        for h in range(heads):
-            scratch[SCORE, local, h] = scratch[GATE, local, h] * scratch[PRODUCT, local, h]
-
-
-@inline
-def normalize_scores(n_edges: int, rule: Rule, scratch: Array, envelope: Array, head: Array, heads: int) -> None:
+def normalize_scores(n_edges: int, rule: Rule, scratch: Array, envelope: Array, head: Array, sizes: Sizes) -> None:
     """Normalised scores with envelope; for the derivative SLOPE (by the score) and BY_ENVELOPE, each per weight.
 
     Softmax: SLOPE holds exp(score - M) instead, and `head` the constants of the row.
     """
     zero, one = head.dtype.type(0.0), head.dtype.type(1.0)
     if rule.kind == SOFTMAX:
-        _softmax(n_edges, rule, scratch, envelope, head, heads)
+        _softmax(sizes, n_edges, rule, scratch, envelope, head)
         return
     for local in range(n_edges):
         u = envelope[local, 0]
-        for h in range(heads):
+        for h in range(sizes[0]):
             score = scratch[SCORE, local, h]
             decay = exponential(-abs(score))
             logistic = (one if score >= zero else decay) / (one + decay)
@@ -91,112 +123,123 @@ def normalize_scores(n_edges: int, rule: Rule, scratch: Array, envelope: Array, 
             scratch[BY_ENVELOPE, local, h] = function
 
 
-@inline
-def _softmax(n_edges: int, rule: Rule, scratch: Array, envelope: Array, head: Array, heads: int) -> None:
-    """Weights p / (sum p + offset), p = exp(score - M) u, with M the mean of the scores equal to the largest one."""
-    _maximum(n_edges, rule, scratch, head, heads)
-    for h in range(heads):
-        head[TOTAL, h] = head.dtype.type(rule.offset)
-    for local in range(n_edges):
-        u = envelope[local, 0]
-        for h in range(heads):
-            scratch[SLOPE, local, h] = exponential(scratch[SCORE, local, h] - head[MAXIMUM, h])
-            head[TOTAL, h] += scratch[SLOPE, local, h] * u
-    for local in range(n_edges):
-        u = envelope[local, 0]
-        for h in range(heads):
-            scratch[WEIGHT, local, h] = scratch[SLOPE, local, h] * u / head[TOTAL, h]
+@vector_kernel
+def _softmax(
+    context: Any, builder: Any, sizes: tuple[int, ...], n_edges: Argument, rule: Argument, scratch: Argument,
+    envelope: Argument, head: Argument,
+) -> None:  # fmt: skip
+    """Weights p / (sum p + offset), p = exp(score - M) u, with M the mean of the scores equal to the largest one.
+
+    `head` gets M, the number TIED of scores that make it, LOWEST, the smallest of what counts as equal to it, and the
+    denominator.
+    """
+    heads, count = sizes[0], n_edges.value
+    emit = Emitter(context, builder, scratch.kind.dtype, [heads])
+    memory = _Scratch(emit, scratch)
+    offset, tie = (emit.broadcast(rule.field(name).converted(emit.element)) for name in ("offset", "tie"))
+    zero, one = emit.constant(0.0), emit.constant(1.0)
+    with emit.loop(heads // emit.lanes) as chunk:
+        first = emit.offset((chunk, emit.lanes))
+        row = emit.at(head.start, (first, 1))
+        largest = emit.variable(memory.load(SCORE, emit.index(0), first))
+        with emit.loop(count, 1) as local:
+            largest.value = emit.maximum(largest.value, memory.load(SCORE, local, first))
+        size = emit.maximum(emit.maximum(largest.value, emit.sub(zero, largest.value)), one)
+        lowest = emit.sub(largest.value, emit.mul(tie, size))
+        sum_, tied = emit.variable(zero), emit.variable(zero)
+        with emit.loop(count) as local:
+            score = memory.load(SCORE, local, first)
+            equal = emit.at_least(score, lowest)
+            sum_.value = emit.add(sum_.value, builder.select(equal, score, zero))
+            tied.value = emit.add(tied.value, builder.select(equal, one, zero))
+        maximum = emit.div(sum_.value, tied.value)
+        total = emit.variable(offset)
+        with emit.loop(count) as local:
+            power = emit.exp(emit.sub(memory.load(SCORE, local, first), maximum))
+            memory.store(power, SLOPE, local, first)
+            u = emit.broadcast(emit.element_at(envelope.start, (local, 2)))
+            total.value = emit.fma(power, u, total.value)
+        share = emit.div(one, total.value)
+        with emit.loop(count) as local:
+            u = emit.broadcast(emit.element_at(envelope.start, (local, 2)))
+            memory.store(emit.mul(emit.mul(memory.load(SLOPE, local, first), u), share), WEIGHT, local, first)
+        for kind, value in ((MAXIMUM, maximum), (TIED, tied.value), (LOWEST, lowest), (TOTAL, total.value)):
+            emit.store(value, row, kind * heads)
 
 
 @inline
-def _maximum(n_edges: int, rule: Rule, scratch: Array, head: Array, heads: int) -> None:
-    """MAXIMUM, the number TIED of scores that make it, and LOWEST, the smallest of what counts as equal to it."""
-    zero, one = head.dtype.type(0.0), head.dtype.type(1.0)
-    for h in range(heads):
-        head[LOWEST, h] = scratch[SCORE, 0, h]
-        head[MAXIMUM, h], head[TIED, h] = zero, zero
-    for local in range(1, n_edges):
-        for h in range(heads):
-            head[LOWEST, h] = max(head[LOWEST, h], scratch[SCORE, local, h])
-    for h in range(heads):
-        head[LOWEST, h] -= head.dtype.type(rule.tie) * max(abs(head[LOWEST, h]), one)
-    for local in range(n_edges):
-        for h in range(heads):
-            equal = scratch[SCORE, local, h] >= head[LOWEST, h]
-            head[MAXIMUM, h] += scratch[SCORE, local, h] if equal else zero
-            head[TIED, h] += one if equal else zero
-    for h in range(heads):
-        head[MAXIMUM, h] /= head[TIED, h]
-
-
-@inline
-def normalize_backward(n_edges: int, rule: Rule, scratch: Array, envelope: Array, head: Array, heads: int) -> None:
+def normalize_backward(n_edges: int, rule: Rule, scratch: Array, envelope: Array, head: Array, sizes: Sizes) -> None:
     """From UPSTREAM, the derivative by weight times amplitude, to SLOPE by the score and BY_ENVELOPE."""
     if rule.kind == SOFTMAX:
-        _softmax_backward(n_edges, rule, scratch, envelope, head, heads)
+        _softmax_backward(sizes, n_edges, rule, scratch, envelope, head)
         return
     for local in range(n_edges):
-        for h in range(heads):
+        for h in range(sizes[0]):
             flow = scratch[UPSTREAM, local, h] * scratch[AMPLITUDE, local, h]
             scratch[SLOPE, local, h] *= flow
             scratch[BY_ENVELOPE, local, h] *= flow
 
 
-@inline
-def _softmax_backward(n_edges: int, rule: Rule, scratch: Array, envelope: Array, head: Array, heads: int) -> None:
+@vector_kernel
+def _softmax_backward(
+    context: Any, builder: Any, sizes: tuple[int, ...], n_edges: Argument, rule: Argument, scratch: Argument,
+    envelope: Argument, head: Argument,
+) -> None:  # fmt: skip
     """Softmax a = p / (S + offset), p = exp(s - M) u: with g = dE/da and G = sum g a over the row,
     dE/dp = (g - G) / (S + offset), dE/ds = p dE/dp, and dE/dM = -sum p dE/dp = -G offset / (S + offset) goes to the
     scores that made M.
     """
-    zero = head.dtype.type(0.0)
-    for h in range(heads):
-        head[MEAN, h] = zero
-    for local in range(n_edges):
-        for h in range(heads):
-            flow = scratch[UPSTREAM, local, h] * scratch[AMPLITUDE, local, h]
-            head[MEAN, h] += flow * scratch[WEIGHT, local, h]
-    for h in range(heads):
-        head[SHARED, h] = -head[MEAN, h] * head.dtype.type(rule.offset) / head[TOTAL, h] / head[TIED, h]
-    for local in range(n_edges):
-        u = envelope[local, 0]
-        for h in range(heads):
-            flow = scratch[UPSTREAM, local, h] * scratch[AMPLITUDE, local, h]
-            by_envelope = (flow - head[MEAN, h]) / head[TOTAL, h] * scratch[SLOPE, local, h]
-            shared = head[SHARED, h] if scratch[SCORE, local, h] >= head[LOWEST, h] else zero
-            scratch[SLOPE, local, h] = by_envelope * u + shared
-            scratch[BY_ENVELOPE, local, h] = by_envelope
+    heads, count = sizes[0], n_edges.value
+    emit = Emitter(context, builder, scratch.kind.dtype, [heads])
+    memory, zero = _Scratch(emit, scratch), emit.constant(0.0)
+    offset = emit.broadcast(rule.field("offset").converted(emit.element))
+    with emit.loop(heads // emit.lanes) as chunk:
+        first = emit.offset((chunk, emit.lanes))
+        row = emit.at(head.start, (first, 1))
+        tied, lowest, total = (emit.load(row, kind * heads) for kind in (TIED, LOWEST, TOTAL))
+        mean = emit.variable(zero)
+        with emit.loop(count) as local:
+            flow = emit.mul(memory.load(UPSTREAM, local, first), memory.load(AMPLITUDE, local, first))
+            mean.value = emit.fma(flow, memory.load(WEIGHT, local, first), mean.value)
+        share = emit.div(emit.constant(1.0), total)
+        shared = emit.div(emit.mul(emit.mul(mean.value, offset), emit.sub(zero, share)), tied)
+        average = mean.value
+        with emit.loop(count) as local:
+            flow = emit.mul(memory.load(UPSTREAM, local, first), memory.load(AMPLITUDE, local, first))
+            power = emit.mul(memory.load(SLOPE, local, first), share)
+            by_envelope = emit.mul(emit.sub(flow, average), power)
+            equal = emit.at_least(memory.load(SCORE, local, first), lowest)
+            u = emit.broadcast(emit.element_at(envelope.start, (local, 2)))
+            memory.store(emit.fma(by_envelope, u, builder.select(equal, shared, zero)), SLOPE, local, first)
+            memory.store(by_envelope, BY_ENVELOPE, local, first)
 
 
-@inline
-def distance_slope(edge: int, local: int, edges: Edges, table: Array, scratch: Array, slope: Array, heads: int) -> Any:
-    """Derivative by the distance through gates, amplitudes and envelope."""
-    slot, du = edges.slot[edge], edges.envelope[edge, 1]
-    total = table.dtype.type(0.0)
-    _interpolate_slope(table, slot, edges.spline[edge], slope, 0, heads)
-    for h in range(heads):
-        by_gate = scratch[SLOPE, local, h] * scratch[PRODUCT, local, h]
-        total += by_gate * slope[h] + scratch[BY_ENVELOPE, local, h] * du
-    _interpolate_slope(table, slot, edges.spline[edge], slope, heads, heads)
-    for h in range(heads):
-        total += scratch[UPSTREAM, local, h] * scratch[WEIGHT, local, h] * slope[h]
-    return total
-
-
-@inline
-def _interpolate(table: Array, slot: int, spline: Array, result: Array, start: int, count: int) -> None:
-    """Spline of `count` functions from `start` on."""
-    a, b, c, d, e, f = spline[0], spline[1], spline[2], spline[3], spline[4], spline[5]
-    for h in range(count):
-        k = start + h
-        low = a * table[slot, 0, k] + b * table[slot, 1, k] + c * table[slot, 2, k]
-        result[h] = low + d * table[slot + 1, 0, k] + e * table[slot + 1, 1, k] + f * table[slot + 1, 2, k]
-
-
-@inline
-def _interpolate_slope(table: Array, slot: int, spline: Array, result: Array, start: int, count: int) -> None:
-    """Derivatives of the splines by the distance."""
-    a, b, c, d, e = spline[6], spline[7], spline[8], spline[9], spline[10]
-    for h in range(count):
-        k = start + h
-        low = a * table[slot, 3, k] + b * table[slot, 1, k] + c * table[slot, 2, k]
-        result[h] = low + d * table[slot + 1, 1, k] + e * table[slot + 1, 2, k]
+@vector_kernel
+def scores_backward(
+    context: Any, builder: Any, sizes: tuple[int, ...], i: Argument, edges: Argument, table: Argument,
+    scratch: Argument, d_product: Argument, d_distance: Argument,
+) -> None:  # fmt: skip
+    """For the edges of center i: fills d_product[edge, head], and adds to d_distance[edge] what goes through gates,
+    amplitudes and envelope.
+    """
+    heads = sizes[0]
+    emit = Emitter(context, builder, table.kind.dtype, [heads])
+    begin, end = emit.range_at(edges.field("row_ptr").start, i.value)
+    envelope = edges.field("envelope").start
+    memory = _Scratch(emit, scratch)
+    with emit.loop(builder.sub(end, begin)) as local:
+        edge = builder.add(begin, local)
+        functions = splines.Splines(emit, edge, edges, table, width=2 * heads, terms=splines.SLOPE)
+        by_distance = emit.broadcast(emit.element_at(envelope, (edge, 2), (1, 1)))
+        total = emit.variable(emit.constant(0.0))
+        with emit.loop(heads // emit.lanes) as chunk:
+            head = emit.offset((chunk, emit.lanes))
+            gate, amplitude = (functions.at(head, start) for start in (0, heads))
+            slope = memory.load(SLOPE, local, head)
+            by_product = emit.mul(slope, memory.load(GATE, local, head))
+            emit.store(by_product, emit.at(d_product.start, (edge, heads), (head, 1)))
+            flow = emit.fma(emit.mul(slope, memory.load(PRODUCT, local, head)), gate, total.value)
+            flow = emit.fma(memory.load(BY_ENVELOPE, local, head), by_distance, flow)
+            by_amplitude = emit.mul(memory.load(UPSTREAM, local, head), memory.load(WEIGHT, local, head))
+            total.value = emit.fma(by_amplitude, amplitude, flow)
+        emit.accumulate(emit.sum(total.value), emit.at(d_distance.start, (edge, 1)))

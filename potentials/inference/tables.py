@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import product
 from math import sqrt
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ class RadialTables:
     """Tables of one network, for the pairs of elements that have been asked for.
 
     Args:
-        model: the network; its radial networks are copied.
+        model: the network; its radial networks are read when elements are added.
         dtype: what tables are rounded to.
         n_knots: knots from 0 to the cutoff.
 
@@ -45,40 +46,35 @@ class RadialTables:
     def __init__(self, model: E2FormerV2, *, dtype: torch.dtype, n_knots: int) -> None:
         self.cutoff, self.n_knots, self.dtype = model.config.max_radius, n_knots, dtype
         self.elements: tuple[int, ...] = ()
-        self.embedding: NDArray[Any] = np.empty((0, 3, 0))
+        self.embedding: NDArray[Any] = np.empty((0, 4, 0))
         self.attention: list[NDArray[Any]] = []
-        self._functions = _RadialFunctions(model)
+        self._model = model
 
     def cover(self, elements: Sequence[int]) -> bool:
         """Make tables for these atomic numbers too; returns whether any was new."""
         union = tuple(sorted({*self.elements, *elements}))
         if union == self.elements:
             return False
-        pairs = [(center, source) for center in union for source in union]
-        parts = [self._known(center, source) or self._made(center, source) for center, source in pairs]
+        functions, known = _RadialFunctions(self._model), self.elements
+        old, n = [self.embedding, *self.attention], self.n_knots
+        # Memory of torch starts on a cache line, so that no vector of a row of 16 numbers lies on two of them.
+        new = [torch.empty(len(union) ** 2 * n, 4, width, dtype=self.dtype).numpy() for width in functions.widths]
+        for pair, (center, source) in enumerate(product(union, union)):
+            rows = slice(pair * n, (pair + 1) * n)
+            if center in known and source in known:
+                before = known.index(center) * len(known) + known.index(source)
+                for table, source_table in zip(new, old, strict=True):
+                    table[rows] = source_table[before * n : (before + 1) * n]
+                continue
+            for table, function in zip(new, functions.of_pair(center, source), strict=True):
+                table[rows] = self._made(function)
         self.elements = union
-        self.embedding, *self.attention = (np.concatenate(blocks) for blocks in zip(*parts, strict=True))
+        self.embedding, *self.attention = new
         return True
 
-    def _known(self, center: int, source: int) -> list[NDArray[Any]]:
-        """Tables of a pair that has been covered before; empty if it has not."""
-        if center not in self.elements or source not in self.elements:
-            return []
-        pair = self.elements.index(center) * len(self.elements) + self.elements.index(source)
-        rows = slice(pair * self.n_knots, (pair + 1) * self.n_knots)
-        return [self.embedding[rows], *(table[rows] for table in self.attention)]
-
-    def _made(self, center: int, source: int) -> list[NDArray[Any]]:
-        tables = (
-            radial_table(function, cutoff=self.cutoff, n_knots=self.n_knots)
-            for function in self._functions.of_pair(center, source)
-        )
-        return [self._stored(table) for table in tables]
-
-    def _stored(self, table: Float[Tensor, "knots 3 width"]) -> NDArray[Any]:
-        step = self.cutoff / (self.n_knots - 1)
-        rows = with_chords(table.numpy(), n_knots=self.n_knots, step=step)
-        return rows.astype(np.float64 if self.dtype == torch.float64 else np.float32)
+    def _made(self, function: Radial) -> NDArray[Any]:
+        table = radial_table(function, cutoff=self.cutoff, n_knots=self.n_knots).numpy()
+        return with_chords(table, n_knots=self.n_knots, step=self.cutoff / (self.n_knots - 1))
 
 
 class _RadialFunctions:
@@ -91,6 +87,8 @@ class _RadialFunctions:
         self.basis, self.embedding = exact(model.basis), exact(model.embedding)
         attentions = [cast(Block, block).attention for block in model.blocks]
         self.layers = [(exact(a.radial), exact(a.target_embedding), exact(a.source_embedding)) for a in attentions]
+        channels, degrees = model.config.channels, model.config.lmax + 1
+        self.widths = [degrees * channels] + [2 * model.config.num_heads] * len(attentions)
         self.heads, self.scale = model.config.num_heads, 1.0 / sqrt(model.config.head_width)
         self.envelope = model.envelope
 

@@ -8,7 +8,7 @@ matrices are formed in float64 and rounded once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from e2former_calc.potentials.e2former_v2.attention import Attention
 from e2former_calc.potentials.e2former_v2.config import E2FormerV2Config
 from e2former_calc.potentials.e2former_v2.model import Block, E2FormerV2
 from e2former_calc.potentials.edge_softmax import DENOMINATOR_OFFSET, TIE_ROUNDING
-from e2former_calc.potentials.inference.attention import Contraction
 from e2former_calc.potentials.inference.embedding import Harmonics
 from e2former_calc.potentials.inference.node_kernels import Norm
 from e2former_calc.potentials.inference.scores import SIGMOID, SOFTMAX, SOFTPLUS, Rule
@@ -27,6 +26,19 @@ from e2former_calc.potentials.layers import EPS, EquivariantRMSNorm, GatedFeedFo
 from e2former_calc.potentials.so3 import SphericalHarmonics
 
 RULES = {"softmax": SOFTMAX, "softplus": SOFTPLUS, "sigmoid": SIGMOID}
+
+
+class Contraction(NamedTuple):
+    """Sparse contraction of moments: output[start * atoms + atom * stride + shift + c] += factor * moment[entry, c].
+
+    `entry` counts (axis, row) pairs; `output` is all degrees one after the other, each (row, atom, path, channel).
+    """
+
+    entry: np.ndarray
+    factor: np.ndarray
+    start: np.ndarray
+    stride: np.ndarray
+    shift: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,9 +27,16 @@ def compared(case: ComparisonCase, *, memory_of: object) -> ComparisonResult:
     contenders = []
     for name in case.implementations:
         median = 5.0 / case.threads if name == own[-1] else 40.0
-        contenders.append(Contender(name, quantiles(median), None, 40.0 / median, memory=700.0))
+        samples = (median, median)
+        contenders.append(Contender(name, quantiles(median), None, 40.0 / median, memory=700.0, samples=samples))
+    missing = {peer.name: f"{peer.name}: out of luck" for peer in case.peers if peer.python == "bad"}
+    contenders += [
+        Contender(peer.name, quantiles(50.0), None, 0.8, samples=(50.0, 50.0), version="1.2", description="a fake")
+        for peer in case.peers
+        if peer.name not in missing
+    ]
     model = case.case.model.label
-    return ComparisonResult(case.name, model, case.threads, 42, 20.0, 3, "cpu", 90.0, None, tuple(contenders))
+    return ComparisonResult(case.name, model, case.threads, 42, 20.0, 3, "cpu", 90.0, None, tuple(contenders), missing)
 
 
 @pytest.fixture
@@ -97,6 +104,29 @@ def test_suite_without_peers_leaves_their_row_open(run, folder, machine, monkeyp
     assert run("bench", "--suite", "cpu", "--out", "x").exit_code == 0
     entry = findings(folder)["ala3-gfn2, Ac-Ala3-NHMe", "faster than GFN2-xTB"]
     assert (entry["value"], entry["remark"]) == (None, "not measured here")
+
+
+def test_peers_are_measured_beside_the_compact_network(run, folder, machine):
+    result = run("bench", "--suite", "cpu", "--peer", "mace=good", "--out", "x")
+    assert result.exit_code == 0, result.output
+    assert result.output.count(" mace 1.2 ") == 2
+    found = {work: entry for (work, quantity), entry in findings(folder).items() if quantity == "faster than mace"}
+    assert set(found) == {"64x3, Ac-Ala3-NHMe", "64x3, 216 waters"}
+    assert all((entry["value"], entry["reached"]) == (10.0, True) for entry in found.values())
+
+
+def test_a_peer_that_is_missing_is_one_line(run, folder, machine):
+    result = run("bench", "--suite", "cpu", "--peer", "mace=bad", "--out", "x")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("mace: out of luck") == 1
+    entry = findings(folder)["64x3, 216 waters", "faster than mace"]
+    assert (entry["value"], entry["remark"]) == (None, "mace: out of luck")
+
+
+def test_peers_have_no_meaning_for_the_gpu_suite(run, machine):
+    result = run("bench", "--suite", "gpu", "--peer", "mace=good")
+    assert result.exit_code != 0
+    assert "--peer has no meaning for --suite gpu" in result.output
 
 
 def test_gpu_suite_needs_a_device(run, machine, monkeypatch):

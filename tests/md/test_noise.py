@@ -10,8 +10,10 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from e2former_calc.md.noise import Noise, Purpose, philox
+from e2former_calc.md.noise import _box_muller as box_muller
 from e2former_calc.md.noise import _circle as circle
 from e2former_calc.md.noise import _logarithm as logarithm
+from e2former_calc.md.noise import _uniform as uniform
 from e2former_calc.md.replicas import Replicas
 
 EPS = torch.finfo(torch.float64).eps
@@ -35,6 +37,27 @@ def noise(sizes: list[int], ids: list[int] | None = None, seed: int = 5) -> Nois
 )
 def test_philox_gives_the_published_numbers(counter: list[int], key: tuple[int, int], expected: list[int]) -> None:
     assert philox(torch.tensor(counter), key).tolist() == expected
+
+
+@pytest.mark.parametrize("purpose", [Purpose.THERMOSTAT, Purpose.COLOURED])
+@pytest.mark.parametrize("step", [0, 2**32 - 1, 2**33 + 1])
+@pytest.mark.parametrize("seed", [0, 2**64 - 3])
+def test_the_native_kernel_makes_the_same_bits(seed: int, step: int, purpose: Purpose) -> None:
+    ids = torch.tensor([2**32 - 1, 4]).repeat_interleave(3001)
+    index = torch.arange(3001).repeat(2)
+    words = [index, torch.full_like(ids, step % 2**32), ids, torch.full_like(ids, (step >> 32) * 256 + purpose)]
+    plain = box_muller(uniform(philox(torch.stack(words), (seed % 2**32, seed >> 32))))
+    assert torch.equal(noise([3001, 3001], [2**32 - 1, 4], seed).normals(step, purpose), plain)
+
+
+def test_blocks_of_many_steps_hold_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    native, blocks = noise([3, 2]), noise([3, 2])
+    monkeypatch.setattr(blocks, "_native", None)
+    for step in (0, 255, 256, 2**33 + 1):
+        assert torch.equal(blocks.normals(step, Purpose.THERMOSTAT), native.normals(step, Purpose.THERMOSTAT))
+        assert torch.equal(
+            blocks.replica_normals(step, Purpose.BAROSTAT), native.replica_normals(step, Purpose.BAROSTAT)
+        )
 
 
 @pytest.mark.parametrize("step", [0, 7, 2**33 + 1])

@@ -116,7 +116,7 @@ def cases(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(CELLS), max_atoms: int
     return case
 
 
-@pytest.mark.parametrize("method", ["torch", "matscipy", "auto"])
+@pytest.mark.parametrize("method", ["torch", "matscipy", "native", "auto"])
 @pytest.mark.parametrize("kind", CELLS)
 @settings(deadline=None, derandomize=True, max_examples=12)
 @given(data=st.data())
@@ -134,13 +134,14 @@ def test_list_is_what_ase_finds(case: Case) -> None:
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(case=cases(max_atoms=12))
-def test_both_methods_give_equal_tensors(case: Case) -> None:
-    lists = [neighbor_list(case.system(), case.cutoff, method=method) for method in ("torch", "matscipy")]
-    assert _identical(*lists)
+def test_all_methods_give_equal_tensors(case: Case) -> None:
+    lists = [neighbor_list(case.system(), case.cutoff, method=method) for method in ("torch", "matscipy", "native")]
+    assert _identical(lists[0], lists[1])
+    assert _identical(lists[0], lists[2])
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(case=cases(), skin=st.floats(0.0, 2.0), method=st.sampled_from(["torch", "matscipy"]))
+@given(case=cases(), skin=st.floats(0.0, 2.0), method=st.sampled_from(["torch", "matscipy", "native"]))
 def test_list_with_a_skin_within_the_cutoff_equals_a_fresh_list(case: Case, skin: float, method: str) -> None:
     system = case.system()
     wide = neighbor_list(system, case.cutoff + skin, method=method)
@@ -194,7 +195,7 @@ def test_vectors_point_from_source_image_to_center(case: Case) -> None:
     np.testing.assert_allclose(vector.numpy(), case.positions[found.center] - image, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["torch", "matscipy"])
+@pytest.mark.parametrize("method", ["torch", "matscipy", "native"])
 def test_cutoff_is_inclusive(method: str) -> None:
     cubic = System.single([[0.0, 0.0, 0.0]], [18], cell=np.eye(3), pbc=True)
     counts = [neighbor_list(cubic, cutoff, method=method).n_edges for cutoff in (0.999, 1.0, 2.0, 3.0)]
@@ -207,20 +208,20 @@ def test_cutoff_of_a_reused_list_is_inclusive(cutoff: float, count: int) -> None
     assert neighbor_list(cubic, 4.0).within(cubic, cutoff).n_edges == count
 
 
-@pytest.mark.parametrize("method", ["torch", "matscipy"])
+@pytest.mark.parametrize("method", ["torch", "matscipy", "native"])
 def test_an_atom_on_the_cell_boundary_is_listed_once(method: str) -> None:
     positions = [[0.0, 1.0, 1.0], [-1e-17, 3.0, 1.0], [4.0 - 1e-16, 1.0, 3.0], [4.0, 3.0, 3.0]]
     case = Case(np.array(positions), 4.0 * np.eye(3), (True, True, True), 2.5)
     assert _edges(neighbor_list(case.system(), case.cutoff, method=method)) == sorted(_brute_force(case))
 
 
-@pytest.mark.parametrize("method", ["torch", "matscipy", "auto"])
+@pytest.mark.parametrize("method", ["torch", "matscipy", "native", "auto"])
 def test_a_lone_atom_has_no_edges(method: str) -> None:
     found = neighbor_list(System.single([[1.0, 2.0, 3.0]], [2]), 5.0, method=method)
     assert (found.n_edges, found.row_ptr.tolist(), found.shift.shape) == (0, [0, 0], (0, 3))
 
 
-@pytest.mark.parametrize("method", ["torch", "matscipy", "auto"])
+@pytest.mark.parametrize("method", ["torch", "matscipy", "native", "auto"])
 def test_a_structure_without_atoms_has_no_edges(method: str) -> None:
     nothing = System.single(np.zeros((0, 3)), np.zeros(0))
     helium = System.single([[0.0, 0.0, 0.0]], [2], cell=2.0 * np.eye(3), pbc=True)
@@ -355,7 +356,7 @@ def test_dependent_lattice_vectors_are_refused(pbc: tuple[bool, bool, bool]) -> 
         neighbor_list(system, 3.0)
 
 
-@pytest.mark.parametrize("method", ["torch", "matscipy"])
+@pytest.mark.parametrize("method", ["torch", "matscipy", "native"])
 def test_overlapping_atoms_are_named(method: str) -> None:
     system = System.single([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.005, 0.0]], [1, 1, 1])
     with pytest.raises(ValueError, match=r"atoms 1 and 2 overlap: they are 5.00e-03 Å apart, the limit is 0.01 Å"):
@@ -375,7 +376,7 @@ def test_coinciding_atoms_are_an_error_not_a_missing_pair() -> None:
 
 
 def test_unknown_method_is_refused() -> None:
-    with pytest.raises(ValueError, match="`method` must be 'auto', 'matscipy' or 'torch', got 'kdtree'"):
+    with pytest.raises(ValueError, match="`method` must be 'auto', 'native', 'matscipy' or 'torch', got 'kdtree'"):
         neighbor_list(System.single([[0.0, 0.0, 0.0]], [1]), 3.0, method="kdtree")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from e2former_calc.potentials.inference.compilation import exponential, in_threads, kernel, log_one_plus
+from e2former_calc.potentials.inference.compilation import exponential, in_shares, kernel, log_one_plus
 
 
 @kernel
@@ -53,17 +53,23 @@ def test_outside_of_kernels_both_are_ordinary_functions() -> None:
 def test_every_atom_is_worked_on_once(n_atoms: int, threads: int) -> None:
     count = np.zeros(n_atoms, int)
 
-    def work(first: int, last: int, counts: np.ndarray) -> None:
-        counts[first:last] += 1
+    def work(_: int, first: int, last: int) -> None:
+        count[first:last] += 1
 
-    in_threads(work, n_atoms, threads, count)
+    in_shares(work, n_atoms, threads)
     assert (count == 1).all()
 
 
+def test_shares_have_numbers_of_their_own() -> None:
+    seen = []
+    in_shares(lambda share, first, last: seen.append((share, first, last)), 1000, 3)
+    assert sorted(share for share, _, _ in seen) == [0, 1, 2]
+
+
 def test_an_error_in_another_thread_is_raised() -> None:
-    def work(first: int, last: int) -> None:
+    def work(_: int, first: int, last: int) -> None:
         if first > 0:
             raise ValueError("second share")
 
     with pytest.raises(ValueError, match="second share"):
-        in_threads(work, 1000, 2)
+        in_shares(work, 1000, 2)

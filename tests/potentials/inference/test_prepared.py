@@ -83,7 +83,7 @@ def test_result_does_not_depend_on_batch_mates(build: Build, cluster: System) ->
     potential = prepare(build())
     alone = potential(cluster)
     together = potential(System.stack([cluster, cluster, cluster]))
-    torch.testing.assert_close(together.forces[-cluster.n_atoms :], alone.forces, rtol=0.0, atol=1e-12)
+    assert torch.equal(together.forces[-cluster.n_atoms :], alone.forces)
 
 
 def test_threads_change_no_bit(build: Build, cluster: System) -> None:
@@ -97,8 +97,7 @@ def test_threads_change_no_bit(build: Build, cluster: System) -> None:
             results.append(potential(many).forces)
     finally:
         torch.set_num_threads(threads)
-    # Matrix products of torch may split their sums between threads, so that only rounding is promised for them.
-    torch.testing.assert_close(results[0], results[1], rtol=0.0, atol=1e-5 * float(results[0].abs().max()))
+    assert torch.equal(*results)
 
 
 def test_list_with_skin_changes_nothing(build: Build, system: System) -> None:
@@ -127,6 +126,26 @@ def test_maps_computed_again_change_no_bit(build: Build, cluster: System, monkey
     kept = prepare(build())(cluster)
     monkeypatch.setattr(workspace, "KEPT_BYTES", 0)
     assert torch.equal(prepare(build())(cluster).forces, kept.forces)
+
+
+@pytest.mark.parametrize("limit", ["BLOCK_BYTES", "KEPT_SHARE"])
+def test_small_blocks_and_layers_computed_again_change_no_bit(
+    build: Build, cluster: System, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = prepare(build())(cluster)
+    monkeypatch.setattr(workspace, limit, 0)
+    monkeypatch.setattr(workspace, "MIN_BLOCK", 5)
+    assert torch.equal(prepare(build())(cluster).forces, usual.forces)
+
+
+def test_layers_computed_again_need_less_memory(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = build(num_layers=4, orders=("first",) * 4).model.config
+    needed = []
+    for share in (1.0, 0.0):
+        monkeypatch.setattr(workspace, "KEPT_SHARE", share)
+        space = workspace.Workspace(config, 100, torch.float32, n_products=160, differentiable=True, threads=1)
+        needed.append(len({id(memory.value) for memory in space.layers}))
+    assert needed == [4, 1]
 
 
 def test_too_little_memory_says_how_much_is_needed(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
