@@ -1,6 +1,6 @@
 """Attention and convolution over edges in one pass per center, and its derivative; no edge tensor is kept.
 
-Forward, for each center: scores from queries, keys and tabulated gates; weights (softmax with an absolute offset,
+Forward, for each center: scores from queries, keys and gates; weights (softmax with an absolute offset,
 softplus or sigmoid) times tabulated amplitudes; moments of the source features along 1, or x, y, z; contraction with
 Clebsch-Gordan coefficients into the rows that the following matrix product reads. The derivative computes the
 scores again. It runs once over centers (queries, geometry) and once over sources (keys, values), so that no
@@ -82,9 +82,12 @@ class Upstream(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Derivatives by queries (atoms, width, heads); by axes (edges, axes) and distances (edges), which are added to."""
+    """Derivatives by queries (atoms, width, heads); by gates (edges, heads), or None where they come from the table;
+    by axes (edges, axes) and distances (edges), which are added to.
+    """
 
     query: Array
+    gates: Array | None
     axes: Array
     distance: Array
 
@@ -93,10 +96,11 @@ class AttentionKernels(NamedTuple):
     """Compiled functions; each works on the atoms first ... last - 1.
 
     Attributes:
-        attend: (first, last, edges, axes, table, rule, features, coupling, output); fills `output`. `axes` is
-            (edges, 1 or 3), what moments are taken along; `table` is (slots, 4, 2 * heads), gates and amplitudes.
-        by_centers: (first, last, edges, axes, table, rule, features, coupling, d_output, upstream, gradients);
-            fills `upstream` and the derivative by queries, adds to the others.
+        attend: (first, last, edges, axes, table, gates, rule, features, coupling, output); fills `output`. `axes` is
+            (edges, 1 or 3), what moments are taken along; `gates` is (edges, heads), and `table` (slots, 4, heads),
+            amplitudes; or None, and `table` is (slots, 4, 2 * heads), gates and amplitudes.
+        by_centers: (first, last, edges, axes, table, gates, rule, features, coupling, d_output, upstream, gradients);
+            fills `upstream` and the derivatives by queries and gates, adds to the others.
         by_sources: (first, last, edges, axes, features, upstream, d_key, d_value); fills `d_key` and `d_value`.
     """
 
@@ -114,15 +118,15 @@ def attention_kernels(sizes: Sizes) -> AttentionKernels:
 def _attend(sizes: Sizes) -> Callable[..., None]:
     @kernel
     def attend(
-        first: int, last: int, edges: Edges, axes: Array, table: Array, rule: Rule, features: Features,
-        coupling: Coupling, output: Array,
+        first: int, last: int, edges: Edges, axes: Array, table: Array, gates: Array | None, rule: Rule,
+        features: Features, coupling: Coupling, output: Array,
     ) -> None:  # fmt: skip
         scratch, head = scratch_memory(first, last, edges, sizes[0], table)
         moment = aligned_memory(sizes[4] * sizes[3] * sizes[2], table).reshape(sizes[4], sizes[3], sizes[2])
         for i in range(first, last):
             begin, end = edges.row_ptr[i], edges.row_ptr[i + 1]
             if end > begin:
-                score_edges(sizes, i, edges, table, features, scratch)
+                score_edges(sizes, i, edges, table, gates, features, scratch)
                 normalize_scores(end - begin, rule, scratch, edges.envelope[begin:end], head, sizes)
             for local in range(end - begin):
                 for h in range(sizes[0]):
@@ -138,8 +142,8 @@ def _attend(sizes: Sizes) -> Callable[..., None]:
 def _by_centers(sizes: Sizes) -> Callable[..., None]:
     @kernel
     def by_centers(
-        first: int, last: int, edges: Edges, axes: Array, table: Array, rule: Rule, features: Features,
-        coupling: Coupling, d_output: Array, upstream: Upstream, gradients: Gradients,
+        first: int, last: int, edges: Edges, axes: Array, table: Array, gates: Array | None, rule: Rule,
+        features: Features, coupling: Coupling, d_output: Array, upstream: Upstream, gradients: Gradients,
     ) -> None:  # fmt: skip
         scratch, head = scratch_memory(first, last, edges, sizes[0], table)
         moment = aligned_memory(sizes[4] * sizes[3] * sizes[2], table).reshape(sizes[4], sizes[3], sizes[2])
@@ -150,7 +154,7 @@ def _by_centers(sizes: Sizes) -> Callable[..., None]:
                 start, stop, place = coupling.column_ptr[entry], coupling.column_ptr[entry + 1], entry * sizes[2]
                 sum_rows(sizes, start, stop, coupling.column_factor, coupling.target, d_output[i], 0, moment, place)
             if end > begin:
-                score_edges(sizes, i, edges, table, features, scratch)
+                score_edges(sizes, i, edges, table, gates, features, scratch)
                 normalize_scores(end - begin, rule, scratch, edges.envelope[begin:end], head, sizes)
             for edge in range(begin, end):
                 for h in range(sizes[0]):
@@ -161,7 +165,9 @@ def _by_centers(sizes: Sizes) -> Callable[..., None]:
             )  # fmt: skip
             if end > begin:
                 normalize_backward(end - begin, rule, scratch, edges.envelope[begin:end], head, sizes)
-            scores_backward(sizes, i, edges, table, scratch, upstream.product, gradients.distance)
+            scores_backward(
+                sizes, i, edges, table, scratch, upstream.product, gradients.gates, gradients.distance
+            )  # fmt: skip
             sum_products(sizes, begin, end, None, edges.source, upstream.product, features.key, gradients.query[i])
 
     return by_centers

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -21,14 +22,14 @@ from e2former_calc.potentials.exact_kernels import compiled
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MIN_ATOMS_PER_THREAD = 64
-"""Smaller shares cost more to hand out than they save."""
-
 _FAST_MATH = {"nnan", "ninf", "nsz", "arcp", "contract", "reassoc"}
 
 
 def kernel(function: F) -> F:
-    """Compile a function when it is first called; sums may be carried out in another order than they are written."""
+    """Compile a function when it is first called; sums may be carried out in another order than they are written.
+
+    Not for functions that other kernels call: these are `inline`, or exact (`exact_kernels.exact`).
+    """
     return compiled(function, fastmath=_FAST_MATH)
 
 
@@ -44,7 +45,7 @@ def _plain(function: F) -> F:
 
 def in_shares(function: Callable[[int, int, int], None], n_atoms: int, threads: int) -> None:
     """`function(share, first, last)` over all atoms, in up to `threads` numbered shares at the same time."""
-    shares = max(1, min(threads, n_atoms // MIN_ATOMS_PER_THREAD))
+    shares = max(1, min(threads, n_atoms))
     if shares == 1:
         function(0, 0, n_atoms)
         return
@@ -59,6 +60,11 @@ def in_shares(function: Callable[[int, int, int], None], n_atoms: int, threads: 
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="e2former-kernel")
+
+
+if hasattr(os, "register_at_fork"):
+    # Threads do not live on in a forked process.
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def exponential(x: float) -> float:

@@ -59,7 +59,7 @@ def _embed(lmax: int, channels: int) -> Callable[..., None]:
         for i in range(first, last):
             x[i] = 0.0
             for edge in range(edges.row_ptr[i], edges.row_ptr[i + 1]):
-                _evaluate(harmonics, edges.unit[edge], y)
+                evaluate_harmonics(harmonics, edges.unit[edge], y)
                 _add_outer(sizes, edge, edges, table, y, x[i])
 
     return embed
@@ -76,10 +76,10 @@ def _backward(lmax: int, channels: int) -> Callable[..., None]:
         y, flow = np.empty(rows, table.dtype), np.empty(rows + 1, table.dtype)
         for i in range(first, last):
             for edge in range(edges.row_ptr[i], edges.row_ptr[i + 1]):
-                _evaluate(harmonics, edges.unit[edge], y)
+                evaluate_harmonics(harmonics, edges.unit[edge], y)
                 _outer_backward(sizes, edge, edges, table, y, d_x[i], flow)
                 d_distance[edge] += flow[rows]
-                _harmonics_backward(harmonics, edges.unit[edge], y, flow, d_unit[edge])
+                harmonics_backward(harmonics, edges.unit[edge], y, flow, d_unit[edge])
 
     return backward
 
@@ -132,7 +132,8 @@ def _outer_backward(
 
 
 @inline
-def _evaluate(harmonics: Harmonics, unit: Array, y: Array) -> None:
+def evaluate_harmonics(harmonics: Harmonics, unit: Array, y: Array) -> None:
+    """Spherical harmonics y of one unit vector."""
     y[:] = 0.0
     y[0] = 1.0
     for term in range(harmonics.row.shape[0]):
@@ -140,7 +141,8 @@ def _evaluate(harmonics: Harmonics, unit: Array, y: Array) -> None:
 
 
 @inline
-def _harmonics_backward(harmonics: Harmonics, unit: Array, y: Array, d_y: Array, d_unit: Array) -> None:
+def harmonics_backward(harmonics: Harmonics, unit: Array, y: Array, d_y: Array, d_unit: Array) -> None:
+    """Add to the derivative by the unit vector that through its harmonics; `d_y` is overwritten."""
     n_terms = harmonics.row.shape[0]
     for back in range(n_terms):
         term = n_terms - 1 - back

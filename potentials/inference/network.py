@@ -14,14 +14,17 @@ from torch import Tensor
 
 from e2former_calc.potentials.e2former_v2.heads import EnergyHead
 from e2former_calc.potentials.e2former_v2.model import Block, E2FormerV2
-from e2former_calc.potentials.inference import attention, embedding, geometry, passes, scores
+from e2former_calc.potentials.inference import attention, embedding, gates, geometry, passes, scores
 from e2former_calc.potentials.inference.compilation import in_shares
-from e2former_calc.potentials.inference.packed import PackedLayer, packed_head, packed_layer
-from e2former_calc.potentials.inference.tables import RadialTables
+from e2former_calc.potentials.inference.packed import PackedGate, PackedLayer, packed_gate, packed_head, packed_layer
+from e2former_calc.potentials.inference.tables import RadialTables, gate_layout
 from e2former_calc.potentials.inference.weights import WeightReader
 from e2former_calc.potentials.inference.workspace import LayerMemory, Workspace
 
 Array = NDArray[Any]
+
+MIN_WORK_PER_THREAD = 64 * 64**2
+"""Atoms times channels squared; smaller shares cost more to hand out than they save."""
 
 Task = Callable[[int, int, int], None]
 """Work on the atoms first ... last - 1, with the scratch memory of a thread: (share, first, last)."""
@@ -54,8 +57,10 @@ class Network:
         self.harmonics, self.rule = reader.harmonics(), reader.rule
         self.axes: list[int] = []
         self.layers: list[PackedLayer] = []
+        self.gates: list[PackedGate] = []
         for block in model.blocks:
-            weights = reader.layer(cast(Block, block))
+            weights, gate = reader.layer(cast(Block, block)), reader.gate(cast(Block, block).attention)
+            self.gates += [] if gate is None else [packed_gate(gate)]
             self.axes.append(weights.n_axes)
             self.layers.append(packed_layer(weights, self.config.channels))
         self.norm_final = reader.norm(model.norm_final)
@@ -74,6 +79,7 @@ class Network:
     ) -> NetworkResult:  # fmt: skip
         """Energies and, if asked for, forces and dE/dstrain; `condition` is added to l = 0 before each attention."""
         n_atoms = len(structure.positions)
+        threads = max(1, min(threads, n_atoms * self.config.channels**2 // MIN_WORK_PER_THREAD))
         space = self._space(n_atoms, differentiable=forces, threads=threads)
         edges = space.edge_memory(len(pairs.source))
         grid = self.grid
@@ -124,37 +130,41 @@ class _Run:
         ]
         self.shape = (space.n_atoms, rows, config.channels)
         self.ones = np.ones((count, 1), dtype=edges.unit.dtype)
+        self.gates = _Gates(self) if network.gates else None
 
     def forward(self, end: list[Task]) -> None:
         """Features of all layers, and `end` behind the last one; threads meet before each attention."""
         network, tables = self.network, self.network.tables
         x = self.space.layers[0].x.reshape(self.shape)
-        embed = self._over_edges(self.embedding.embed, self.edges, tables.embedding, network.harmonics, x)
-        self._meet([embed, self._project(0)])
+        embed = _over_edges(self.embedding.embed, self.edges, tables.embedding, network.harmonics, x)
+        harmonics = [] if self.gates is None else [self.gates.evaluate()]
+        self._meet([embed, *harmonics, *self._project(0)])
         for k in range(len(network.layers)):
-            following = [self._project(k + 1)] if k + 1 < len(network.layers) else end
+            following = self._project(k + 1) if k + 1 < len(network.layers) else end
             self._meet([*self._convolve(k), *following])
 
-    def _project(self, k: int) -> Task:
-        space = self.space
-        return self._over_atoms(passes.project, self.network.layers[k], space.layers[k], space.scratch, self.condition)
+    def _project(self, k: int) -> list[Task]:
+        """Queries, keys, values, and gates that do not come from a table."""
+        space, layer = self.space, self.network.layers[k]
+        project = _over_atoms(passes.project, layer, space.layers[k], space.scratch, self.condition)
+        return [project] if self.gates is None else [project, self.gates.forward(k)]
 
     def _convolve(self, k: int) -> list[Task]:
         """Attention of a layer and its feed-forward network."""
         network, space, layer = self.network, self.space, self.network.layers[k]
         output = space.layers[k + 1].x if k + 1 < len(space.layers) else space.x_last
         convolved = self._convolved(k)
-        attend = self._over_edges(
-            self.kernels[k].attend, self.edges, self._along(k), network.tables.attention[k], network.rule,
-            self._features(space.layers[k]), layer.coupling, convolved,
+        attend = _over_edges(
+            self.kernels[k].attend, self.edges, self._along(k), network.tables.attention[k], self._gates(k),
+            network.rule, self._features(space.layers[k]), layer.coupling, convolved,
         )  # fmt: skip
-        feed = self._over_atoms(passes.feed_forward, layer, space.layers[k], space.scratch, convolved, output)
+        feed = _over_atoms(passes.feed_forward, layer, space.layers[k], space.scratch, convolved, output)
         return [attend, feed]
 
     def read_out(self, energies: Array, descriptors: Array) -> Task:
         """Energies and final scalars; the derivative by the last features."""
         network, space = self.network, self.space
-        return self._over_atoms(
+        return _over_atoms(
             passes.read_out, network.head, network.norm_final, space.x_last, space.scale_last, space.scratch, energies,
             descriptors, space.passing.d_x,
         )  # fmt: skip
@@ -163,9 +173,7 @@ class _Run:
         """From the derivative by the features behind a layer to that by the rows of its convolution."""
         space = self.space
         own = space.passing._replace(convolved=self._convolved(k))
-        return self._over_atoms(
-            passes.feed_forward_backward, self.network.layers[k], space.layers[k], space.scratch, own
-        )
+        return _over_atoms(passes.feed_forward_backward, self.network.layers[k], space.layers[k], space.scratch, own)
 
     def backward(self) -> Array:
         """dE/dvector of every edge, once the feed-forward network of the last layer is through."""
@@ -173,22 +181,25 @@ class _Run:
         real = self.edges.unit.dtype
         self.d_unit, self.d_distance = np.zeros((self.count, 3), real), np.zeros(self.count, real)
         self.by_head = torch.empty(2, self.count, network.config.num_heads, dtype=space.dtype).numpy()
+        if self.gates is not None:
+            self.gates.start_backward()
         for k in reversed(range(len(network.layers))):
             by_centers, by_sources = self._attention_backward(k)
-            self._meet([by_centers])
+            self._meet([by_centers] if self.gates is None else [by_centers, self.gates.backward(k)])
             layer, memory = network.layers[k], space.layers[k]
-            project = self._over_atoms(passes.project_backward, layer, memory, space.scratch, self.condition, passing)
+            project = _over_atoms(passes.project_backward, layer, memory, space.scratch, self.condition, passing)
             if k > 0 and space.keeps_layers:
                 self._meet([by_sources, project, self.feed_forward_backward(k - 1)])
             elif k > 0:
                 self._meet([by_sources, project])
-                self._meet([self._project(k - 1)])
+                self._meet(self._project(k - 1))
                 self._meet([*self._convolve(k - 1), self.feed_forward_backward(k - 1)])
-        embedding = self._over_edges(
+        embedding = _over_edges(
             self.embedding.backward, self.edges, network.tables.embedding, network.harmonics,
             passing.d_x.reshape(self.shape), self.d_unit, self.d_distance,
         )  # fmt: skip
-        self._meet([by_sources, project, embedding])
+        harmonics = [] if self.gates is None else [self.gates.evaluate_backward()]
+        self._meet([by_sources, project, embedding, *harmonics])
         d_vector = np.empty((self.count, 3))
         geometry.edge_gradients(self.edges, self.count, self.d_unit, self.d_distance, d_vector)
         return d_vector
@@ -204,13 +215,15 @@ class _Run:
         upstream = attention.Upstream(moment, self.by_head[0], self.by_head[1])
         d_query, d_key = passing.d_query_key.reshape(2, *features.query.shape)
         d_along = self.d_unit if n_axes == 3 else np.zeros_like(self.ones)
-        by_centers = self._over_edges(
-            kernels.by_centers, self.edges, along, network.tables.attention[k], network.rule, features,
-            layer.coupling, self._convolved(k), upstream,
-            attention.Gradients(d_query, d_along, self.d_distance),
+        gradients = attention.Gradients(
+            d_query, None if self.gates is None else self.gates.d_gates, d_along, self.d_distance
+        )
+        by_centers = _over_edges(
+            kernels.by_centers, self.edges, along, network.tables.attention[k], self._gates(k), network.rule, features,
+            layer.coupling, self._convolved(k), upstream, gradients,
         )  # fmt: skip
         d_value = passing.d_value.reshape(self.shape)
-        return by_centers, self._over_edges(kernels.by_sources, self.edges, along, features, upstream, d_key, d_value)
+        return by_centers, _over_edges(kernels.by_sources, self.edges, along, features, upstream, d_key, d_value)
 
     def _meet(self, tasks: list[Task]) -> None:
         """Carry out tasks for all atoms; where layers share a memory, one after the other."""
@@ -222,11 +235,9 @@ class _Run:
         for task in [all_of_them] if self.space.keeps_layers else tasks:
             in_shares(task, self.space.n_atoms, self.threads)
 
-    def _over_atoms(self, function: Callable[..., None], *arguments: Any) -> Task:
-        return lambda share, first, last: function(share, first, last, *arguments)
-
-    def _over_edges(self, function: Callable[..., None], *arguments: Any) -> Task:
-        return lambda _, first, last: function(first, last, *arguments)
+    def _gates(self, k: int) -> Array | None:
+        """Gates of a layer; None if they come from its table."""
+        return None if self.gates is None else self.gates.values[k]
 
     def _along(self, k: int) -> Array:
         """What moments are taken along."""
@@ -241,3 +252,65 @@ class _Run:
         config = self.network.config
         query, key = memory.query_key.reshape(2, -1, config.head_width, config.num_heads)
         return scores.Features(query, key, memory.value.reshape(self.shape))
+
+
+class _Gates:
+    """Gates of one evaluation that do not come from a table, and the way back.
+
+    Attributes:
+        values: of each layer, (edges, heads); where layers share a memory, they share that of gates too.
+        d_gates: derivative by those of one layer.
+    """
+
+    def __init__(self, run: _Run) -> None:
+        self._run, config = run, run.network.config
+        layout = gate_layout(config)
+        self._kernels = gates.gate_kernels(config.lmax, 0 if layout is None else layout.width)
+        n_layers = len(run.network.layers)
+        made = [self._empty(config.num_heads) for _ in range(n_layers if run.space.keeps_layers else 1)]
+        self.values = [made[k % len(made)] for k in range(n_layers)]
+        self.harmonics = self._empty((config.lmax + 1) ** 2)
+        self.d_harmonics = self.d_gates = self.harmonics[:0]
+
+    def evaluate(self) -> Task:
+        """Harmonics, which all layers read."""
+        run = self._run
+        return _over_edges(gates.evaluate, run.network.harmonics, run.edges, self.harmonics)
+
+    def forward(self, k: int) -> Task:
+        """Gates of a layer."""
+        return _over_atoms(self._kernels.gates, *self._inputs(k), self.values[k])
+
+    def start_backward(self) -> None:
+        """Make room for derivatives."""
+        self.d_gates, self.d_harmonics = self._empty(self._run.network.config.num_heads), np.zeros_like(self.harmonics)
+
+    def backward(self, k: int) -> Task:
+        """From the derivative by gates to those by harmonics, distances and input features of a layer."""
+        gradients = gates.GateGradients(self.d_harmonics, self._run.d_distance, self._run.space.passing.d_x)
+        return _over_atoms(self._kernels.backward, *self._inputs(k), self.d_gates, gradients)
+
+    def evaluate_backward(self) -> Task:
+        """From the derivative by harmonics to that by unit vectors, behind all layers."""
+        run = self._run
+        arrays = self.harmonics, self.d_harmonics, run.d_unit
+        return _over_edges(gates.evaluate_backward, run.network.harmonics, run.edges, *arrays)
+
+    def _inputs(self, k: int) -> tuple[Any, ...]:
+        run, network = self._run, self._run.network
+        layer, memory = network.layers[k], run.space.layers[k]
+        return (
+            network.gates[k], layer.norm_1, memory, run.space.scratch, run.condition, run.edges, self.harmonics,
+            network.tables.gates[k],
+        )  # fmt: skip
+
+    def _empty(self, width: int) -> Array:
+        return torch.empty(self._run.count, width, dtype=self._run.space.dtype).numpy()
+
+
+def _over_atoms(function: Callable[..., None], *arguments: Any) -> Task:
+    return lambda share, first, last: function(share, first, last, *arguments)
+
+
+def _over_edges(function: Callable[..., None], *arguments: Any) -> Task:
+    return lambda _, first, last: function(first, last, *arguments)

@@ -1,6 +1,8 @@
 """What happens to each atom between matrix products: norms, invariants, gates; each with its derivative.
 
-Features are (atoms, rows * channels), and kernels work on all atoms of what they get.
+Features are (atoms, rows * channels), and functions work on all atoms of what they get. They become part of the passes
+that call them: of a kernel that several others call, each has a machine code of its own with other roundings, and which
+one is used would depend on the order in which they are loaded.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def _mean(row: Array, width: int) -> Any:
     return total / row.dtype.type(width)
 
 
-@kernel
+@inline
 def normalize(x: Array, norm: Norm, shift: Array, scale: Array, result: Array) -> None:
     """Centred scalars, one scale per atom (kept in `scale`), gain, bias; `shift`, if it has atoms, goes to l = 0."""
     n_rows, channels = norm.degree.shape[0], norm.gain.shape[1]
@@ -65,7 +67,7 @@ def normalize(x: Array, norm: Norm, shift: Array, scale: Array, result: Array) -
                 target[c] = features[c] * inverse * gain[c]
 
 
-@kernel
+@inline
 def normalize_backward(x: Array, norm: Norm, scale: Array, upstream: Array, d_x: Array) -> None:
     """Add to d_x the derivative by x, from that by the result."""
     n_rows, channels = norm.degree.shape[0], norm.gain.shape[1]
@@ -96,7 +98,7 @@ def normalize_backward(x: Array, norm: Norm, scale: Array, upstream: Array, d_x:
                 target[c] += inverse * flow[c] * gain[c] - shrink * features[c]
 
 
-@kernel
+@inline
 def invariants(maps: Array, degree: Array, result: Array) -> None:
     """Products of pairs of linear maps summed over m.
 
@@ -115,7 +117,7 @@ def invariants(maps: Array, degree: Array, result: Array) -> None:
                     target[c] += one[c] * other[c]
 
 
-@kernel
+@inline
 def invariants_backward(maps: Array, degree: Array, d_result: Array) -> None:
     """Derivative of `invariants` by the maps, written over them."""
     n_rows, half = degree.shape[0], d_result.shape[2] // (degree[-1] + 1)
@@ -131,7 +133,7 @@ def invariants_backward(maps: Array, degree: Array, d_result: Array) -> None:
                     other[c] = upstream[c] * value
 
 
-@kernel
+@inline
 def activate(x: Array, gain: Array, bias: Array, epsilon: float, result: Array) -> None:
     """A layer norm and silu; (atoms, width)."""
     one = x.dtype.type(1.0)
@@ -154,7 +156,7 @@ def _moments(row: Array, epsilon: float) -> tuple[Any, Any]:
     return mean, row.dtype.type(1.0 / np.sqrt(variance / size + epsilon))
 
 
-@kernel
+@inline
 def activate_backward(x: Array, gain: Array, bias: Array, epsilon: float, flow: Array) -> None:
     """Derivative of `activate` by x, written over that by its result."""
     width = x.shape[1]
@@ -177,7 +179,7 @@ def activate_backward(x: Array, gain: Array, bias: Array, epsilon: float, flow: 
             d_x[c] = inverse * (d_x[c] - d_mean - (own[c] - mean) * inverse * d_scale)
 
 
-@kernel
+@inline
 def gate(f: Array, gates: Array, degree: Array, gain_scalar: float, gain_vector: float, result: Array) -> None:
     """Scalars: silu of their gate; higher degrees: features times sigmoid; `gates` is (atoms, degrees * channels)."""
     n_rows, channels = degree.shape[0], gates.shape[1] // (degree[-1] + 1)
@@ -201,7 +203,7 @@ def gate(f: Array, gates: Array, degree: Array, gain_scalar: float, gain_vector:
                 target[c] = vector * opened[c] * features[c]
 
 
-@kernel
+@inline
 def gate_backward(
     f: Array, gates: Array, degree: Array, gain_scalar: float, gain_vector: float, flow: Array, d_gates: Array
 ) -> None:
@@ -232,7 +234,7 @@ def gate_backward(
             by_gate[c] *= logistic[c] * (one - logistic[c])
 
 
-@kernel
+@inline
 def silu(x: Array, slope: Array) -> None:
     """The function, written over its argument, and its derivative, for the columns that `slope` has."""
     one = x.dtype.type(1.0)

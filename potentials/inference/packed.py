@@ -12,7 +12,7 @@ from e2former_calc.potentials.e2former_v2.heads import EnergyHead
 from e2former_calc.potentials.inference.attention import Coupling
 from e2former_calc.potentials.inference.node_kernels import Norm
 from e2former_calc.potentials.inference.products import LinearMap, linear_map
-from e2former_calc.potentials.inference.weights import Contraction, LayerWeights, WeightReader
+from e2former_calc.potentials.inference.weights import Contraction, GateWeights, LayerWeights, WeightReader
 
 Array = NDArray[Any]
 
@@ -53,6 +53,22 @@ class PackedHead(NamedTuple):
     bias: float
 
 
+class PackedGate(NamedTuple):
+    """A gate that depends on the direction.
+
+    Attributes:
+        dot: map of the center's features.
+        first: map of projections to the heads; gates are what it gives, or if `gain` has numbers:
+        gain, bias, last: a norm, silu, and a second map.
+    """
+
+    dot: LinearMap
+    first: LinearMap
+    gain: Array
+    bias: Array
+    last: LinearMap
+
+
 def packed_layer(weights: LayerWeights, n_channels: int) -> PackedLayer:
     """One block in panels."""
     split = weights.maps[0].shape[1] - n_channels
@@ -72,6 +88,17 @@ def packed_layer(weights: LayerWeights, n_channels: int) -> PackedLayer:
         opening=_map(weights.first, weights.first_bias),
         gates=_map([weights.gates], weights.gates_bias),
         closing=_map(weights.last, weights.last_bias),
+    )
+
+
+def packed_gate(weights: GateWeights) -> PackedGate:
+    """A gate in panels."""
+    return PackedGate(
+        dot=_map(weights.dot, weights.dot_bias),
+        first=_map([weights.first], weights.first_bias),
+        gain=weights.gain,
+        bias=weights.bias,
+        last=_map([weights.last], weights.last_bias),
     )
 
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 MIN_KNOTS, KNOTS_PER_BASIS_FUNCTION = 512, 3
 """Knots of the radial tables: errors of forces stay below 1e-7 eV/Å."""
-MIN_CHANNELS, VECTOR = 32, 8
-"""Smaller networks, or a number of heads that is no multiple of this, leave vector units idle."""
+MIN_CHANNELS = 32
+"""Smaller networks take less time than compiling kernels for them would."""
 CHECK_ATOMS, CHECK_SPACING = 16, 1.5
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Largest difference from the plain module that the self-check accepts, relative to the largest force."""
@@ -66,7 +66,8 @@ def obstacles(potential: EnergyPotential) -> list[str]:
         (importlib.util.find_spec("numba") is None, "the package numba is not installed"),
         (device == "cuda" and importlib.util.find_spec("triton") is None, "the package triton is not installed"),
     ]
-    return _not_covered(potential.model) + [reason for applies, reason in found if applies]
+    on_device = _not_on_devices(potential.model) if device == "cuda" else []
+    return _not_covered(potential.model) + on_device + [reason for applies, reason in found if applies]
 
 
 def disadvantages(potential: EnergyPotential) -> list[str]:
@@ -85,7 +86,6 @@ def _not_covered(model: object) -> list[str]:
         return [f"the architecture {type(model).__name__} has no fused kernels"]
     config = model.config
     found = [
-        (config.score != "QK_alpha", f"the attention score {config.score} depends on more than the distance"),
         (config.long_range != "none", f"the long-range part {config.long_range!r} has no fused kernels"),
         (config.variant != "main", f"the variant {config.variant!r} has no fused kernels"),
         (not config.norm, "the network has no norms"),
@@ -94,13 +94,18 @@ def _not_covered(model: object) -> list[str]:
     return [reason for applies, reason in found if applies]
 
 
+def _not_on_devices(model: object) -> list[str]:
+    if not isinstance(model, E2FormerV2) or model.config.score == "QK_alpha":
+        return []
+    return [f"the attention score {model.config.score} has kernels for the CPU alone"]
+
+
 def _too_small(model: object) -> list[str]:
     if not isinstance(model, E2FormerV2):
         return []
     config = model.config
     found = [
-        (config.channels < MIN_CHANNELS, f"{config.channels} channels are too few for vector kernels"),
-        (config.num_heads % VECTOR != 0, f"{config.num_heads} heads are no multiple of {VECTOR}"),
+        (config.channels < MIN_CHANNELS, f"{config.channels} channels are too few to be worth compiling kernels for"),
     ]
     return [reason for applies, reason in found if applies]
 

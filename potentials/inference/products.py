@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from e2former_calc.potentials.exact_kernels import exact
-from e2former_calc.potentials.inference.compilation import inline, kernel
+from e2former_calc.potentials.inference.compilation import inline
 from e2former_calc.potentials.inference.vectors import Emitter
 
 Array = NDArray[Any]
@@ -159,7 +159,7 @@ def _multiply_add(emitter: Emitter, *values: Any) -> Any:
     return emitter.builder.call(function, values)
 
 
-@kernel
+@exact
 def apply(linear: LinearMap, x: Array, before: Array, y: Array) -> None:
     """Set y = before + x W + bias; `before` may be y, or without atoms for zero.
 
@@ -177,7 +177,7 @@ def apply(linear: LinearMap, x: Array, before: Array, y: Array) -> None:
             own[c] += bias[c]
 
 
-@kernel
+@exact
 def apply_transposed(linear: LinearMap, y: Array, before: Array, x: Array) -> None:
     """Set x = before + y W^T, the derivative of `apply`; `before` may be x, or without atoms for zero."""
     for degree in range(linear.sizes.shape[0]):

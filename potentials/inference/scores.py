@@ -56,9 +56,12 @@ def scratch_memory(first: int, last: int, edges: Edges, heads: int, table: Array
 @vector_kernel
 def score_edges(
     context: Any, builder: Any, sizes: tuple[int, ...], i: Argument, edges: Argument, table: Argument,
-    features: Argument, scratch: Argument,
+    gates: Argument, features: Argument, scratch: Argument,
 ) -> None:  # fmt: skip
-    """Gates, amplitudes, products of query and key, and scores of the edges of center i."""
+    """Gates, amplitudes, products of query and key, and scores of the edges of center i.
+
+    `gates` is (edges, heads), and the table holds amplitudes; or None, and the table holds gates and amplitudes.
+    """
     heads, width = sizes[:2]
     emit = Emitter(context, builder, table.kind.dtype, [heads])
     begin, end = emit.range_at(edges.field("row_ptr").start, i.value)
@@ -67,11 +70,16 @@ def score_edges(
     memory = _Scratch(emit, scratch)
     with emit.loop(builder.sub(end, begin)) as local:
         edge = builder.add(begin, local)
-        functions = splines.Splines(emit, edge, edges, table, width=2 * heads, terms=splines.VALUE)
+        tabulated = heads if gates.is_none else 0
+        functions = splines.Splines(emit, edge, edges, table, width=tabulated + heads, terms=splines.VALUE)
         with emit.loop(heads // emit.lanes) as chunk:
             head = emit.offset((chunk, emit.lanes))
-            for kind, start in ((GATE, 0), (AMPLITUDE, heads)):
-                memory.store(functions.at(head, start), kind, local, head)
+            if gates.is_none:
+                gate = functions.at(head, 0)
+            else:
+                gate = emit.load(emit.at(gates.start, (edge, heads), (head, 1)))
+            memory.store(gate, GATE, local, head)
+            memory.store(functions.at(head, tabulated), AMPLITUDE, local, head)
             own = emit.at(query, (i.value, width * heads), (head, 1))
             other = emit.at(key, (emit.element_at(source, (edge, 1)), width * heads), (head, 1))
             product = emit.dot([(emit.load(own, d * heads), emit.load(other, d * heads)) for d in range(width)])
@@ -217,10 +225,10 @@ def _softmax_backward(
 @vector_kernel
 def scores_backward(
     context: Any, builder: Any, sizes: tuple[int, ...], i: Argument, edges: Argument, table: Argument,
-    scratch: Argument, d_product: Argument, d_distance: Argument,
+    scratch: Argument, d_product: Argument, d_gates: Argument, d_distance: Argument,
 ) -> None:  # fmt: skip
     """For the edges of center i: fills d_product[edge, head], and adds to d_distance[edge] what goes through gates,
-    amplitudes and envelope.
+    amplitudes and envelope; where gates do not come from the table, fills d_gates[edge, head] instead of theirs.
     """
     heads = sizes[0]
     emit = Emitter(context, builder, table.kind.dtype, [heads])
@@ -229,17 +237,21 @@ def scores_backward(
     memory = _Scratch(emit, scratch)
     with emit.loop(builder.sub(end, begin)) as local:
         edge = builder.add(begin, local)
-        functions = splines.Splines(emit, edge, edges, table, width=2 * heads, terms=splines.SLOPE)
+        tabulated = heads if d_gates.is_none else 0
+        functions = splines.Splines(emit, edge, edges, table, width=tabulated + heads, terms=splines.SLOPE)
         by_distance = emit.broadcast(emit.element_at(envelope, (edge, 2), (1, 1)))
         total = emit.variable(emit.constant(0.0))
         with emit.loop(heads // emit.lanes) as chunk:
             head = emit.offset((chunk, emit.lanes))
-            gate, amplitude = (functions.at(head, start) for start in (0, heads))
             slope = memory.load(SLOPE, local, head)
             by_product = emit.mul(slope, memory.load(GATE, local, head))
             emit.store(by_product, emit.at(d_product.start, (edge, heads), (head, 1)))
-            flow = emit.fma(emit.mul(slope, memory.load(PRODUCT, local, head)), gate, total.value)
+            by_gate, flow = emit.mul(slope, memory.load(PRODUCT, local, head)), total.value
+            if d_gates.is_none:
+                flow = emit.fma(by_gate, functions.at(head, 0), flow)
+            else:
+                emit.store(by_gate, emit.at(d_gates.start, (edge, heads), (head, 1)))
             flow = emit.fma(memory.load(BY_ENVELOPE, local, head), by_distance, flow)
             by_amplitude = emit.mul(memory.load(UPSTREAM, local, head), memory.load(WEIGHT, local, head))
-            total.value = emit.fma(by_amplitude, amplitude, flow)
+            total.value = emit.fma(by_amplitude, functions.at(head, tabulated), flow)
         emit.accumulate(emit.sum(total.value), emit.at(d_distance.start, (edge, 1)))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product
-from math import sqrt
+from math import pi, sqrt
 from typing import Any, cast
 
 import numpy as np
@@ -19,13 +20,47 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from e2former_calc.potentials.e2former_v2.attention import Attention, DirectionGate
+from e2former_calc.potentials.e2former_v2.config import E2FormerV2Config
 from e2former_calc.potentials.e2former_v2.model import Block, E2FormerV2
+from e2former_calc.potentials.layers import RadialNetwork
 
 Radial = Callable[[Float[Tensor, " distances"]], Float[Tensor, "distances width"]]
 """Values of a radial function of one pair of elements for distances in Å."""
 
+WIDTH_UNIT = 16
+"""Columns of gates are filled up to a multiple of this, so that they are whole vectors."""
+
 _STEP = 1e-3
 _CENTRAL_DIFFERENCE = ((1, 3.0 / 4.0), (2, -3.0 / 20.0), (3, 1.0 / 60.0))
+
+
+@dataclass(frozen=True)
+class GateLayout:
+    """How the numbers of a gate stand that depends on the direction: (degree, column).
+
+    Attributes:
+        width: columns per degree.
+        place, degree: of each radial function, among all columns of all degrees.
+    """
+
+    width: int
+    place: list[int]
+    degree: list[int]
+
+
+def gate_layout(config: E2FormerV2Config) -> GateLayout | None:
+    """Of the gates of a network; None if they depend on the distance alone."""
+    if config.score == "QK_alpha":
+        return None
+    degrees = config.lmax + 1
+    if config.score == "QKdot_alpha":
+        used, n_functions = config.num_basis, config.num_basis * degrees
+    else:
+        used, n_functions = config.num_heads // degrees + 1, config.num_heads
+    width = -(-used // WIDTH_UNIT) * WIDTH_UNIT
+    pairs = [divmod(function, used) for function in range(n_functions)]
+    return GateLayout(width, [degree * width + column for degree, column in pairs], [degree for degree, _ in pairs])
 
 
 class RadialTables:
@@ -40,7 +75,9 @@ class RadialTables:
         elements: atomic numbers that the tables cover, ascending.
         embedding: (slots, 4, degrees * channels), with envelope and average degree; slot = (center * elements +
             source) * knots + knot. Values, slopes (1/Å), curvatures (1/Å^2) and chords (1/Å, `with_chords`).
-        attention: for each layer (slots, 4, 2 * heads): gates, with the scale of the scores, and amplitudes.
+        attention: for each layer (slots, 4, 2 * heads): gates, with the scale of the scores, and amplitudes; or
+            (slots, 4, heads) if gates depend on the direction: amplitudes.
+        gates: for each layer with such gates (slots, 4, degrees * width): the functions of the distance in them.
     """
 
     def __init__(self, model: E2FormerV2, *, dtype: torch.dtype, n_knots: int) -> None:
@@ -48,6 +85,7 @@ class RadialTables:
         self.elements: tuple[int, ...] = ()
         self.embedding: NDArray[Any] = np.empty((0, 4, 0))
         self.attention: list[NDArray[Any]] = []
+        self.gates: list[NDArray[Any]] = []
         self._model = model
 
     def cover(self, elements: Sequence[int]) -> bool:
@@ -56,7 +94,7 @@ class RadialTables:
         if union == self.elements:
             return False
         functions, known = _RadialFunctions(self._model), self.elements
-        old, n = [self.embedding, *self.attention], self.n_knots
+        old, n = [self.embedding, *self.attention, *self.gates], self.n_knots
         # Memory of torch starts on a cache line, so that no vector of a row of 16 numbers lies on two of them.
         new = [torch.empty(len(union) ** 2 * n, 4, width, dtype=self.dtype).numpy() for width in functions.widths]
         for pair, (center, source) in enumerate(product(union, union)):
@@ -69,7 +107,8 @@ class RadialTables:
             for table, function in zip(new, functions.of_pair(center, source), strict=True):
                 table[rows] = self._made(function)
         self.elements = union
-        self.embedding, *self.attention = new
+        n_layers = len(self._model.blocks)
+        self.embedding, self.attention, self.gates = new[0], new[1 : n_layers + 1], new[n_layers + 1 :]
         return True
 
     def _made(self, function: Radial) -> NDArray[Any]:
@@ -85,17 +124,21 @@ class _RadialFunctions:
             return copy.deepcopy(module).to(device="cpu", dtype=torch.float64).eval().requires_grad_(False)
 
         self.basis, self.embedding = exact(model.basis), exact(model.embedding)
-        attentions = [cast(Block, block).attention for block in model.blocks]
-        self.layers = [(exact(a.radial), exact(a.target_embedding), exact(a.source_embedding)) for a in attentions]
-        channels, degrees = model.config.channels, model.config.lmax + 1
-        self.widths = [degrees * channels] + [2 * model.config.num_heads] * len(attentions)
-        self.heads, self.scale = model.config.num_heads, 1.0 / sqrt(model.config.head_width)
+        self.layers: list[Attention] = [exact(cast(Block, block).attention) for block in model.blocks]
+        channels, degrees, heads = model.config.channels, model.config.lmax + 1, model.config.num_heads
+        self.layout = gate_layout(model.config)
+        self.widths = [degrees * channels] + [2 * heads if self.layout is None else heads] * len(self.layers)
+        if self.layout is not None:
+            self.widths += [degrees * self.layout.width] * len(self.layers)
+        self.heads, self.scale = heads, 1.0 / sqrt(model.config.head_width)
         self.envelope = model.envelope
 
     def of_pair(self, center: int, source: int) -> list[Radial]:
-        """Embedding and layers, as functions of the distance."""
+        """Embedding, attention of layers, and their gates if they have tables, as functions of the distance."""
         rows = torch.tensor([center]), torch.tensor([source])
-        return [self._embedding(*rows)] + [self._layer(layer, *rows) for layer in self.layers]
+        attention = [self._layer(layer, *rows) for layer in self.layers]
+        gates = [] if self.layout is None else [self._gate(layer, self.layout, *rows) for layer in self.layers]
+        return [self._embedding(*rows), *attention, *gates]
 
     def _embedding(self, center: Tensor, source: Tensor) -> Radial:
         module = self.embedding
@@ -109,15 +152,37 @@ class _RadialFunctions:
 
         return radial
 
-    def _layer(self, layer: tuple[Any, ...], center: Tensor, source: Tensor) -> Radial:
-        network, target_embedding, source_embedding = layer
-        tables = target_embedding(center), source_embedding(source)
+    def _layer(self, layer: Attention, center: Tensor, source: Tensor) -> Radial:
+        """Scaled gates and amplitudes, or amplitudes."""
+        values = self._values(layer.radial, layer, center, source)
+        if self.layout is not None:
+            return lambda distance: values(distance)[:, : self.heads]
         scale = torch.ones(2 * self.heads, dtype=torch.float64)
         scale[: self.heads] = self.scale
+        return lambda distance: values(distance) * scale
+
+    def _gate(self, layer: Attention, layout: GateLayout, center: Tensor, source: Tensor) -> Radial:
+        """Functions of the distance for each degree and column; those of solid harmonics with their power of it."""
+        place, degree = torch.tensor(layout.place), torch.tensor(layout.degree)
+        network = layer.gate.radial if isinstance(layer.gate, DirectionGate) else layer.radial
+        values = self._values(network, layer, center, source)
+
+        def radial(distance: Tensor) -> Tensor:
+            if isinstance(layer.gate, DirectionGate):
+                found = values(distance) / sqrt(4 * pi)
+            else:
+                found = values(distance)[:, self.heads :] * distance[:, None] ** degree
+            return found.new_zeros(len(distance), self.widths[-1]).index_copy(1, place, found)
+
+        return radial
+
+    def _values(self, network: RadialNetwork, layer: Attention, center: Tensor, source: Tensor) -> Radial:
+        """A radial network of a layer."""
+        tables = layer.target_embedding(center), layer.source_embedding(source)
 
         def radial(distance: Tensor) -> Tensor:
             values: Tensor = network(self.basis(distance), *tables, torch.zeros(distance.shape, dtype=torch.int64))
-            return values * scale
+            return values
 
         return radial
 

@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from e2former_calc.potentials.e2former_v2.attention import Attention
+from e2former_calc.potentials.e2former_v2.attention import Attention, SolidGate
 from e2former_calc.potentials.e2former_v2.config import E2FormerV2Config
 from e2former_calc.potentials.e2former_v2.model import Block, E2FormerV2
 from e2former_calc.potentials.edge_softmax import DENOMINATOR_OFFSET, TIE_ROUNDING
 from e2former_calc.potentials.inference.embedding import Harmonics
 from e2former_calc.potentials.inference.node_kernels import Norm
 from e2former_calc.potentials.inference.scores import SIGMOID, SOFTMAX, SOFTPLUS, Rule
+from e2former_calc.potentials.inference.tables import gate_layout
 from e2former_calc.potentials.layers import EPS, EquivariantRMSNorm, GatedFeedForward, InvariantProjection
 from e2former_calc.potentials.so3 import SphericalHarmonics
 
@@ -78,6 +80,27 @@ class LayerWeights:
     gates: Tensor
     gates_bias: Tensor
     last: list[Tensor]
+    last_bias: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class GateWeights:
+    """A gate that depends on the direction; matrices are (in, out).
+
+    Attributes:
+        dot, dot_bias: map of the center's features, for each degree to the columns of `GateLayout`.
+        first, first_bias: map of all columns to the heads.
+        gain, bias: of a norm behind it, with silu and the map `last` behind that; no numbers if there is none.
+        last, last_bias: this map. Gates have the scale of the scores.
+    """
+
+    dot: list[Tensor]
+    dot_bias: Tensor
+    first: Tensor
+    first_bias: Tensor
+    gain: np.ndarray
+    bias: np.ndarray
+    last: Tensor
     last_bias: Tensor
 
 
@@ -149,6 +172,28 @@ class WeightReader:
             output_bias=self.vector(attention.output.bias),
             norm_2=self.norm(block.norm_2),
             **self._feed_forward(feed_forward),
+        )
+
+    def gate(self, attention: Attention) -> GateWeights | None:
+        """The gate of one block, if it depends on the direction."""
+        module, layout = attention.gate, gate_layout(self.config)
+        if module is None or layout is None:
+            return None
+        scale, missing = self.config.head_width**-0.5, (0, layout.width - module.dot.bias.shape[0])
+        columns = torch.zeros(self.config.num_heads, layout.width * (self.config.lmax + 1), dtype=torch.float64)
+        inner, norm = (module.first, module.norm) if isinstance(module, SolidGate) else (module.last, None)
+        inner_scale = scale if norm is None else 1.0
+        columns[:, layout.place] = inner.weight.detach().double().cpu()
+        empty = self.vector(torch.zeros(0)).numpy()
+        return GateWeights(
+            dot=[self.matrix(pad(weight, (0, 0, *missing))) for weight in module.dot.weight],
+            dot_bias=self.vector(pad(module.dot.bias, missing)),
+            first=self.matrix(columns * inner_scale),
+            first_bias=self.vector(inner.bias.double() * inner_scale),
+            gain=empty if norm is None else self.vector(norm.weight).numpy(),
+            bias=empty if norm is None else self.vector(norm.bias).numpy(),
+            last=self.matrix(module.last.weight.double() * scale),
+            last_bias=self.vector(module.last.bias.double() * scale),
         )
 
     def _maps(self, attention: Attention) -> list[Tensor]:

@@ -19,8 +19,8 @@ KEPT_BYTES = 128 * 2**20
 """Linear maps of queries and keys are kept for the derivative up to this size, and computed again beyond it."""
 KEPT_SHARE = 0.5
 """Layers keep what their derivatives need up to this part of the machine's memory, and are computed again beyond it."""
-BLOCK_BYTES, MIN_BLOCK = 2 * 2**20, 12
-"""Atoms pass in blocks, so that what is between two products of matrices stays in the cache of a processor."""
+BLOCK = 48
+"""Atoms that pass together: many for each reading of the matrices, and few enough for the cache of a processor."""
 
 
 class LayerMemory(NamedTuple):
@@ -130,7 +130,7 @@ class Workspace:
         inputs = [self._empty(n_atoms, width) for _ in range(n_layers if self.differentiable else 2)]
         self.layers = [own[k % len(own)]._replace(x=inputs[k % len(inputs)]) for k in range(n_layers)]
         self.x_last, self.scale_last = self._empty(n_atoms, width), self._empty(n_atoms)
-        block = self._block(n_atoms, n_maps)
+        block = max(1, min(n_atoms, BLOCK))
         self.scratch = Scratch(
             h=self._empty(threads, block, width), d_h=self._empty(threads, block, width),
             maps=self._empty(threads, block, n_maps), slope=self._empty(threads, 2, block, channels),
@@ -144,10 +144,6 @@ class Workspace:
             d_x=self._empty(n_flows, width), d_query_key=self._empty(2, n_flows, n_scalars),
             d_value=self._empty(n_flows, width),
         )  # fmt: skip
-
-    def _block(self, n_atoms: int, n_maps: int) -> int:
-        fitting = BLOCK_BYTES // (n_maps * self.dtype.itemsize)
-        return max(1, min(n_atoms, max(MIN_BLOCK, fitting - fitting % MIN_BLOCK)))
 
     def _layer(self, n_maps: int) -> LayerMemory:
         """All but the input features."""

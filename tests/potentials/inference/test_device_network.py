@@ -228,6 +228,12 @@ def test_missing_triton_is_an_obstacle_on_a_cuda_device(build: Build, monkeypatc
     assert obstacles(build()) == ["the package triton is not installed"]
 
 
+@pytest.mark.usefixtures("claims_cuda")
+@pytest.mark.parametrize("score", ["QKdot_alpha", "QKdotS_alpha"])
+def test_gates_that_depend_on_the_direction_are_an_obstacle_on_a_cuda_device(build: Build, score: str) -> None:
+    assert obstacles(build(score=score)) == [f"the attention score {score} has kernels for the CPU alone"]
+
+
 def test_other_devices_are_an_obstacle(build: Build) -> None:
     assert obstacles(build().to("meta")) == ["the device is meta; fused kernels run on CPU and CUDA devices"]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 import torch
 
 from e2former_calc.checkpoint import load_potential
-from e2former_calc.potentials.inference import obstacles, prepare, prepared, workspace
+from e2former_calc.potentials.inference import network, obstacles, prepare, prepared, workspace
 from e2former_calc.potentials.neighbors import neighbor_list
 from e2former_calc.potentials.potential import EnergyPotential
 from e2former_calc.potentials.system import Prediction, System
@@ -30,14 +33,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no layer norm in the embedding": {"embedding_layer_norm": False},
     "mixed orders": {"orders": ("zero", "first")},
     "capped": {"max_neighbors": 5},
+    "direction gate": {"score": "QKdot_alpha"},
+    "direction gate, sigmoid, zero order": {
+        "score": "QKdot_alpha", "normalization": "sigmoid", "orders": ("zero", "first"),
+    },
+    "solid gate": {"score": "QKdotS_alpha"},
+    "solid gate, softplus, lmax 3": {
+        "score": "QKdotS_alpha", "normalization": "softplus", "lmax": 3, "num_heads": 8, "num_layers": 1,
+        "orders": ("zero",),
+    },
     "lmax 3": {"lmax": 3, "num_heads": 8, "channels": 24, "num_layers": 1, "orders": ("first",)},
-}
+}  # fmt: skip
+scores = pytest.mark.parametrize("score", ["QK_alpha", "QKdot_alpha", "QKdotS_alpha"])
+
+
+def fused(potential: EnergyPotential) -> EnergyPotential:
+    """The prepared form, with tables for the elements that occur alone, which is faster."""
+    return prepare(potential, elements=())
 
 
 def predictions(potential: EnergyPotential, system: System) -> tuple[Prediction, Prediction]:
     """Of the plain module and of the prepared form."""
     plain = potential(system)
-    return plain, prepare(potential)(system)
+    return plain, fused(potential)(system)
 
 
 def largest_force(prediction: Prediction) -> float:
@@ -47,21 +65,23 @@ def largest_force(prediction: Prediction) -> float:
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_prepared_form_equals_plain_module(build: Build, variant: str, system: System) -> None:
-    plain, fused = predictions(build(**VARIANTS[variant]), system)
+    plain, own = predictions(build(**VARIANTS[variant]), system)
     bound = TABLE_ERROR * largest_force(plain)
     for name in ("energies", "energy", "forces", "stress"):
-        expected, found = getattr(plain, name), getattr(fused, name)
+        expected, found = getattr(plain, name), getattr(own, name)
         torch.testing.assert_close(found, expected, rtol=0.0, atol=bound * system.n_atoms, equal_nan=True)
 
 
-def test_single_precision_differs_by_rounding(build: Build, cluster: System) -> None:
-    exact = build(**WIDE)(cluster)
-    fused = prepare(build(torch.float32, **WIDE))(cluster)
-    torch.testing.assert_close(fused.forces, exact.forces, rtol=0.0, atol=1e-4 * largest_force(exact))
+@scores
+def test_single_precision_differs_by_rounding(build: Build, cluster: System, score: str) -> None:
+    exact = build(score=score, **WIDE)(cluster)
+    single = fused(build(torch.float32, score=score, **WIDE))(cluster)
+    torch.testing.assert_close(single.forces, exact.forces, rtol=0.0, atol=1e-4 * largest_force(exact))
 
 
-def test_forces_are_the_gradient_of_the_energy(build: Build, cluster: System) -> None:
-    potential, step = prepare(build()), 1e-4
+@scores
+def test_forces_are_the_gradient_of_the_energy(build: Build, cluster: System, score: str) -> None:
+    potential, step = fused(build(score=score)), 1e-4
     forces = potential(cluster).forces
     for atom, axis in ((0, 0), (7, 1), (21, 2)):
         energies = []
@@ -73,21 +93,27 @@ def test_forces_are_the_gradient_of_the_energy(build: Build, cluster: System) ->
         assert float(forces[atom, axis]) == pytest.approx(-slope, abs=1e-5 * max(1.0, abs(slope)))
 
 
-def test_repeated_calls_are_bitwise_equal(build: Build, cluster: System) -> None:
-    potential = prepare(build(torch.float32, **WIDE))
+@scores
+def test_repeated_calls_are_bitwise_equal(build: Build, cluster: System, score: str) -> None:
+    potential = fused(build(torch.float32, score=score, **WIDE))
     first, second = potential(cluster), potential(cluster)
     assert torch.equal(first.forces, second.forces)
 
 
-def test_result_does_not_depend_on_batch_mates(build: Build, cluster: System) -> None:
-    potential = prepare(build())
+@scores
+def test_result_does_not_depend_on_batch_mates(build: Build, cluster: System, score: str) -> None:
+    potential = fused(build(score=score))
     alone = potential(cluster)
     together = potential(System.stack([cluster, cluster, cluster]))
     assert torch.equal(together.forces[-cluster.n_atoms :], alone.forces)
 
 
-def test_threads_change_no_bit(build: Build, cluster: System) -> None:
-    potential = prepare(build(torch.float32, **WIDE))
+@scores
+def test_threads_change_no_bit(
+    build: Build, cluster: System, score: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(network, "MIN_WORK_PER_THREAD", 1)
+    potential = fused(build(torch.float32, score=score, **WIDE))
     many = System.stack([cluster] * 8)
     threads = torch.get_num_threads()
     results = []
@@ -100,6 +126,22 @@ def test_threads_change_no_bit(build: Build, cluster: System) -> None:
     assert torch.equal(*results)
 
 
+def test_machine_code_from_disk_gives_the_same_bits(tmp_path: Path) -> None:
+    script = tmp_path / "forces.py"
+    script.write_text(
+        "import hashlib, torch\n"
+        "from e2former_calc import E2FormerCalculator\n"
+        "from ase.build import molecule\n"
+        "torch.set_num_threads(1)\n"
+        "forces = E2FormerCalculator('ethanol-rmd17', implementation='fused').get_forces(molecule('CH3CH2OH'))\n"
+        "print(hashlib.sha256(forces.tobytes()).hexdigest())\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(script)]
+    compiled, loaded = (subprocess.check_output(command, env=environment, text=True) for _ in range(2))
+    assert compiled == loaded
+
+
 def test_list_with_skin_changes_nothing(build: Build, system: System) -> None:
     potential = prepare(build())
     fresh = potential(system)
@@ -107,8 +149,9 @@ def test_list_with_skin_changes_nothing(build: Build, system: System) -> None:
     torch.testing.assert_close(skinned.forces, fresh.forces, rtol=0.0, atol=1e-12)
 
 
-def test_energy_alone_equals_energy_with_forces(build: Build, cluster: System) -> None:
-    potential = prepare(build())
+@scores
+def test_energy_alone_equals_energy_with_forces(build: Build, cluster: System, score: str) -> None:
+    potential = fused(build(score=score))
     alone = potential(cluster, properties=frozenset({"energy"}))
     assert alone.forces is None
     assert torch.equal(alone.energy, potential(cluster).energy)
@@ -123,19 +166,19 @@ def test_energy_first_and_forces_later(build: Build, cluster: System) -> None:
 
 
 def test_maps_computed_again_change_no_bit(build: Build, cluster: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = prepare(build())(cluster)
+    kept = fused(build())(cluster)
     monkeypatch.setattr(workspace, "KEPT_BYTES", 0)
-    assert torch.equal(prepare(build())(cluster).forces, kept.forces)
+    assert torch.equal(fused(build())(cluster).forces, kept.forces)
 
 
-@pytest.mark.parametrize("limit", ["BLOCK_BYTES", "KEPT_SHARE"])
+@scores
+@pytest.mark.parametrize(("limit", "value"), [("BLOCK", 5), ("KEPT_SHARE", 0.0)])
 def test_small_blocks_and_layers_computed_again_change_no_bit(
-    build: Build, cluster: System, limit: str, monkeypatch: pytest.MonkeyPatch
+    build: Build, cluster: System, limit: str, value: float, score: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = prepare(build())(cluster)
-    monkeypatch.setattr(workspace, limit, 0)
-    monkeypatch.setattr(workspace, "MIN_BLOCK", 5)
-    assert torch.equal(prepare(build())(cluster).forces, usual.forces)
+    usual = fused(build(score=score))(cluster)
+    monkeypatch.setattr(workspace, limit, value)
+    assert torch.equal(fused(build(score=score))(cluster).forces, usual.forces)
 
 
 def test_layers_computed_again_need_less_memory(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +235,6 @@ def test_graph_is_kept_when_asked_for(build: Build, cluster: System) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"score": "QKdot_alpha"}, "depends on more than the distance"),
         ({"long_range": "node"}, "long-range part 'node'"),
         ({"norm": False}, "no norms"),
         ({"variant": "legacy"}, "variant 'legacy'"),
@@ -222,7 +264,12 @@ def test_self_check_says_how_large_differences_are(build: Build) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("folder", ["tiny_32x2L", "medium_64x3L_two_heads"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "tiny_32x2L", "medium_64x3L_two_heads", "lmax3_qkdot_truncated_neighbors", "qkdots_sigmoid_mixed_orders",
+    ],
+)  # fmt: skip
 def test_prepared_form_gives_official_forces(shared_dir: Path, folder: str) -> None:
     path = shared_dir / "fixtures" / "e2former_v2" / folder
     with h5py.File(path / "cases.h5") as file:

@@ -39,17 +39,17 @@ def compiled(heads: int, width: int) -> Any:
     sizes = (heads, width, heads, 1, 1)
 
     @njit(error_model="numpy")
-    def call(edges, table, rule, features, upstream, weight, d_product, d_distance):
+    def call(edges, table, gates, rule, features, upstream, weight, d_product, d_gates, d_distance):
         scratch, head = scratch_memory(0, 1, edges, heads, table)
         scratch[:], head[:] = np.nan, np.nan
-        score_edges(sizes, 0, edges, table, features, scratch)
+        score_edges(sizes, 0, edges, table, gates, features, scratch)
         n_edges = edges.row_ptr[1]
         normalize_scores(n_edges, rule, scratch, edges.envelope, head, sizes)
         for edge in range(n_edges):
             weight[edge] = scratch[WEIGHT, edge] * scratch[AMPLITUDE, edge]
         scratch[UPSTREAM] = upstream
         normalize_backward(n_edges, rule, scratch, edges.envelope, head, sizes)
-        scores_backward(sizes, 0, edges, table, scratch, d_product, d_distance)
+        scores_backward(sizes, 0, edges, table, scratch, d_product, d_gates, d_distance)
 
     return call
 
@@ -57,8 +57,10 @@ def compiled(heads: int, width: int) -> Any:
 class Center:
     """Random edges of one center, and what the kernels make of them."""
 
-    def __init__(self, rule: str, sizes: tuple[int, int], *, n_edges: int = 33, dtype: type = np.float64) -> None:
-        heads, width = sizes
+    def __init__(
+        self, rule: str, sizes: tuple[int, int], *, n_edges: int = 33, dtype: type = np.float64, given: bool = False
+    ) -> None:
+        heads, width = self.sizes = sizes
         generator = np.random.default_rng(1)
         random = lambda *shape: generator.normal(size=shape).astype(dtype)  # noqa: E731
         self.rule, self.upstream = rule, random(n_edges, heads)
@@ -69,9 +71,16 @@ class Center:
         self.edges = edges_at(self.distance, dtype)
         self.weight, self.d_product = np.full((2, n_edges, heads), np.nan, dtype)
         self.d_distance = np.ones(n_edges, dtype)
+        self.d_gates = np.full((n_edges, heads), np.nan, dtype) if given else None
+        self.evaluate(functions(self)[0].numpy()[:, :heads].astype(dtype) if given else None)
+
+    def evaluate(self, gates: np.ndarray | None) -> None:
+        """With gates from the table or with these."""
+        heads, width = self.sizes
+        table = self.table if gates is None else np.ascontiguousarray(self.table[:, :, heads:])
         compiled(heads, width)(
-            self.edges, self.table, Rule(RULES[rule], OFFSET, 0.0), self.features, self.upstream, self.weight,
-            self.d_product, self.d_distance,
+            self.edges, table, gates, Rule(RULES[self.rule], OFFSET, 0.0), self.features, self.upstream, self.weight,
+            self.d_product, self.d_gates, self.d_distance,
         )  # fmt: skip
 
 
@@ -133,6 +142,17 @@ def test_weights_and_derivatives_are_those_of_autograd(rule: str, sizes: tuple[i
 
 
 @rules
+@everywhere
+def test_gates_that_are_given_act_as_those_of_the_table(rule: str, sizes: tuple[int, int]) -> None:
+    center, given = Center(rule, sizes), Center(rule, sizes, given=True)
+    slope = functions(center)[1].numpy()[:, : sizes[0]]
+    np.testing.assert_allclose(given.weight, center.weight, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(given.d_product, center.d_product, rtol=1e-10, atol=1e-12)
+    d_distance = given.d_distance + (given.d_gates * slope).sum(axis=1)
+    np.testing.assert_allclose(d_distance, center.d_distance, rtol=0.0, atol=1e-11 * abs(d_distance).max())
+
+
+@rules
 def test_single_precision_differs_by_rounding(rule: str) -> None:
     single, double = Center(rule, (32, 8), dtype=np.float32), Center(rule, (32, 8))
     np.testing.assert_allclose(single.weight, double.weight, rtol=0.0, atol=2e-5 * abs(double.weight).max())
@@ -151,6 +171,8 @@ def test_equal_largest_scores_share_the_maximum() -> None:
         array[1] = array[0]
     weight, d_product, d_distance = np.empty((2, 6)), np.empty((2, 6)), np.zeros(2)
     rule = Rule(SOFTMAX, OFFSET, 1e-12)
-    compiled(6, 1)(center.edges, center.table, rule, center.features, np.ones((2, 6)), weight, d_product, d_distance)
+    upstream = np.ones((2, 6))
+    arguments = center.edges, center.table, None, rule, center.features, upstream, weight, d_product, None, d_distance
+    compiled(6, 1)(*arguments)
     np.testing.assert_array_equal(weight[0], weight[1])
     np.testing.assert_array_equal(d_product[0], d_product[1])
