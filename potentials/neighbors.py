@@ -197,7 +197,7 @@ def neighbor_list(system: System, cutoff: float, *, method: str = "auto") -> Nei
         raise ValueError(f"`cutoff` must be positive, got {cutoff}")
     with torch.no_grad():
         if method in ("auto", "native") and system.positions.device.type == "cpu":
-            found = _search_native(system, cutoff, math.inf if method == "native" else _NATIVE_PAIRS)
+            found = _search_native(system, cutoff, math.inf if method == "native" else float(_NATIVE_PAIRS))
             if found is not None:
                 return found
         check_geometry(system)
