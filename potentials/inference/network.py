@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +16,15 @@ from e2former_calc.potentials.e2former_v2.heads import EnergyHead
 from e2former_calc.potentials.e2former_v2.model import Block, E2FormerV2
 from e2former_calc.potentials.inference import attention, embedding, gates, geometry, passes, scores
 from e2former_calc.potentials.inference.compilation import in_shares
-from e2former_calc.potentials.inference.packed import PackedGate, PackedLayer, packed_gate, packed_head, packed_layer
+from e2former_calc.potentials.inference.module_heads import ModuleHeads
+from e2former_calc.potentials.inference.packed import (
+    PackedGate,
+    PackedHead,
+    PackedLayer,
+    packed_gate,
+    packed_head,
+    packed_layer,
+)
 from e2former_calc.potentials.inference.tables import RadialTables, gate_layout
 from e2former_calc.potentials.inference.weights import WeightReader
 from e2former_calc.potentials.inference.workspace import LayerMemory, Workspace
@@ -48,9 +56,12 @@ class Network:
         head: output head.
         dtype: arithmetic, float32 or float64.
         n_knots: knots of the radial tables.
+        direct_forces: whether forces come from a head.
     """
 
-    def __init__(self, model: E2FormerV2, head: str, *, dtype: torch.dtype, n_knots: int) -> None:
+    def __init__(
+        self, model: E2FormerV2, head: str, *, dtype: torch.dtype, n_knots: int, direct_forces: bool = False
+    ) -> None:
         reader = WeightReader(model, dtype)
         self.config, self.dtype = model.config, dtype
         self.tables = RadialTables(model, dtype=dtype, n_knots=n_knots)
@@ -64,7 +75,13 @@ class Network:
             self.axes.append(weights.n_axes)
             self.layers.append(packed_layer(weights, self.config.channels))
         self.norm_final = reader.norm(model.norm_final)
-        self.head = packed_head(cast(EnergyHead, model.energy_heads[head]), reader)
+        self.head: PackedHead | None = None
+        self.module_heads: ModuleHeads | None = None
+        own = model.energy_heads[head]
+        if isinstance(own, EnergyHead) and not direct_forces:
+            self.head = packed_head(own, reader)
+        else:
+            self.module_heads = ModuleHeads(model, head, direct=direct_forces)
         self._workspace: Workspace | None = None
 
     @property
@@ -86,19 +103,15 @@ class Network:
         count = geometry.select_edges(pairs, structure, grid, edges, max_neighbors)
         geometry.describe_edges(structure, grid, edges, count)
         run = _Run(self, space, edges, count, condition.numpy(), threads)
-        energies = torch.empty(n_atoms, dtype=torch.float64)
-        descriptors = torch.empty(n_atoms, self.config.channels, dtype=self.dtype)
-        end = [run.read_out(energies.numpy(), descriptors.numpy())]
+        result = run.features(self.module_heads, forces) if self.module_heads is not None else run.energies(forces)
         if not forces:
-            run.forward(end)
-            return NetworkResult(energies, descriptors, None, None)
-        run.forward([*end, run.feed_forward_backward(len(self.layers) - 1)])
+            return result
         d_vector = run.backward()
-        result = torch.empty(n_atoms, 3, dtype=torch.float64)
+        forces_of_atoms = torch.empty(n_atoms, 3, dtype=torch.float64)
         strain = torch.empty(len(structure.cell), 3, 3, dtype=torch.float64)
-        geometry.atom_forces(0, n_atoms, edges, d_vector, result.numpy())
+        geometry.atom_forces(0, n_atoms, edges, d_vector, forces_of_atoms.numpy())
         geometry.strain_gradient(edges, structure, d_vector, strain.numpy())
-        return NetworkResult(energies, descriptors, result, strain)
+        return replace(result, forces=forces_of_atoms, strain=strain)
 
     def _space(self, n_atoms: int, *, differentiable: bool, threads: int) -> Workspace:
         space = self._workspace
@@ -161,13 +174,32 @@ class _Run:
         feed = _over_atoms(passes.feed_forward, layer, space.layers[k], space.scratch, convolved, output)
         return [attend, feed]
 
-    def read_out(self, energies: Array, descriptors: Array) -> Task:
-        """Energies and final scalars; the derivative by the last features."""
+    def energies(self, differentiate: bool) -> NetworkResult:
+        """Through all layers and the head, and if asked for back to the rows of the last convolution."""
         network, space = self.network, self.space
-        return _over_atoms(
-            passes.read_out, network.head, network.norm_final, space.x_last, space.scale_last, space.scratch, energies,
-            descriptors, space.passing.d_x,
+        energies = torch.empty(space.n_atoms, dtype=torch.float64)
+        descriptors = torch.empty(space.n_atoms, network.config.channels, dtype=space.dtype)
+        read_out = _over_atoms(
+            passes.read_out, network.head, network.norm_final, space.x_last, space.scale_last, space.scratch,
+            energies.numpy(), descriptors.numpy(), space.passing.d_x,
         )  # fmt: skip
+        back = [self.feed_forward_backward(len(network.layers) - 1)] if differentiate else []
+        self.forward([read_out, *back])
+        return NetworkResult(energies, descriptors, None, None)
+
+    def features(self, heads: ModuleHeads, differentiate: bool) -> NetworkResult:
+        """The same with heads that are modules of torch."""
+        network, space = self.network, self.space
+        features = torch.empty(self.shape, dtype=space.dtype)
+        arguments = network.norm_final, space.x_last, space.scale_last
+        flat = features.flatten(1).numpy()
+        self.forward([_over_atoms(passes.final_features, *arguments, flat)])
+        result = heads(features, differentiate=differentiate)
+        if result.d_features is not None:
+            flow = result.d_features.contiguous().flatten(1).numpy()
+            back = _over_atoms(passes.final_features_backward, *arguments, flow, space.passing.d_x)
+            self._meet([back, self.feed_forward_backward(len(network.layers) - 1)])
+        return NetworkResult(result.energies, features[:, 0].clone(), result.forces, None)
 
     def feed_forward_backward(self, k: int) -> Task:
         """From the derivative by the features behind a layer to that by the rows of its convolution."""

@@ -147,6 +147,23 @@ def read_out(
             normalize_backward(x[begin:end], norm, scale[begin:end], h, d_x[begin:end])
 
 
+@kernel
+def final_features(
+    _: int, first: int, last: int, norm: Norm, x: Array, scale: Array, features: Array
+) -> None:  # fmt: skip
+    """Normalised features of the last layer."""
+    normalize(x[first:last], norm, x[:0], scale[first:last], features[first:last])
+
+
+@kernel
+def final_features_backward(
+    _: int, first: int, last: int, norm: Norm, x: Array, scale: Array, d_features: Array, d_x: Array
+) -> None:
+    """Set d_x to the derivative by the features before their norm."""
+    d_x[first:last] = 0.0
+    normalize_backward(x[first:last], norm, scale[first:last], d_features[first:last], d_x[first:last])
+
+
 @inline
 def _head_backward(head: PackedHead, one: Array, two: Array, slope: Array, d_h: Array) -> None:
     none = d_h[:0]

@@ -1,7 +1,7 @@
 """`prepare`: the inference form of a loaded potential, checked against the plain module when it is made.
 
 Radial networks become tables, and chains of linear maps one matrix. On the CPU energies and forces are computed without
-an autograd graph by native kernels (numba) and matrix products (torch); on a CUDA device by Triton kernels
+an autograd graph by native kernels (numba); on a CUDA device by Triton kernels
 (`device_prepared`). What the form does not cover is listed by `obstacles`; nothing is replaced silently.
 """
 
@@ -62,7 +62,7 @@ def obstacles(potential: EnergyPotential) -> list[str]:
     device = potential.device.type
     found = [
         (device not in ("cpu", "cuda"), f"the device is {potential.device}; fused kernels run on CPU and CUDA devices"),
-        (potential.force_mode == "head", "forces come from a head of the network"),
+        (device == "cuda" and potential.force_mode == "head", "forces come from a head of the network"),
         (importlib.util.find_spec("numba") is None, "the package numba is not installed"),
         (device == "cuda" and importlib.util.find_spec("triton") is None, "the package triton is not installed"),
     ]
@@ -89,15 +89,19 @@ def _not_covered(model: object) -> list[str]:
         (config.long_range != "none", f"the long-range part {config.long_range!r} has no fused kernels"),
         (config.variant != "main", f"the variant {config.variant!r} has no fused kernels"),
         (not config.norm, "the network has no norms"),
-        (config.energy_head != "mlp", f"the energy head {config.energy_head!r} has no fused kernels"),
     ]
     return [reason for applies, reason in found if applies]
 
 
 def _not_on_devices(model: object) -> list[str]:
-    if not isinstance(model, E2FormerV2) or model.config.score == "QK_alpha":
+    if not isinstance(model, E2FormerV2):
         return []
-    return [f"the attention score {model.config.score} has kernels for the CPU alone"]
+    config = model.config
+    found = [
+        (config.score != "QK_alpha", f"the attention score {config.score} has kernels for the CPU alone"),
+        (config.energy_head != "mlp", f"the energy head {config.energy_head!r} has no fused kernels on devices"),
+    ]
+    return [reason for applies, reason in found if applies]
 
 
 def _too_small(model: object) -> list[str]:
@@ -240,7 +244,10 @@ class Prepared:
         if self._network is None:
             from e2former_calc.potentials.inference.network import Network
 
-            self._network = Network(_network_of(potential), self._head, dtype=potential.dtype, n_knots=self.n_knots)
+            self._network = Network(
+                _network_of(potential), self._head, dtype=potential.dtype, n_knots=self.n_knots,
+                direct_forces=potential.force_mode == "head",
+            )  # fmt: skip
         return self._network
 
     def _evaluate(
@@ -264,8 +271,8 @@ class Prepared:
             if not sees_all_images(pairs, structure, potential.cutoff, config.image_limit):
                 pairs = _arrays(potential.graphs(system, neighbors)[0])
         result = self._made(potential).evaluate(
-            pairs, structure, composition.condition, max_neighbors=most, forces=bool(properties & {"forces", "stress"}),
-            threads=torch.get_num_threads(),
+            pairs, structure, composition.condition, max_neighbors=most, threads=torch.get_num_threads(),
+            forces=potential.force_mode == "gradient" and bool(properties & {"forces", "stress"}),
         )  # fmt: skip
         return composition.prediction(system, result, properties)
 
@@ -299,6 +306,7 @@ class Composition:
 
     def __init__(self, potential: EnergyPotential, system: System, elements: tuple[int, ...]) -> None:
         self._key = (system.numbers, system.batch, system.charge, system.spin)
+        self._force_source = potential.force_mode
         self.rows: Int[np.ndarray, " atoms"] = np.searchsorted(np.array(elements), system.numbers.cpu().numpy())
         self.reference: Float[Tensor, " atoms"] = potential.reference[system.numbers]
         with torch.no_grad():
@@ -318,7 +326,7 @@ class Composition:
             energy, energies,
             result.forces if "forces" in properties else None,
             stress_of(result.strain, system) if "stress" in properties and result.strain is not None else None,
-            force_source="gradient" if "forces" in properties else None,
+            force_source=self._force_source if "forces" in properties else None,
             extrapolation=self.extrapolation(result.descriptors),
         )  # fmt: skip
 

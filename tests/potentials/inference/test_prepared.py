@@ -108,6 +108,36 @@ def test_result_does_not_depend_on_batch_mates(build: Build, cluster: System, sc
     assert torch.equal(together.forces[-cluster.n_atoms :], alone.forces)
 
 
+HEADS = {"linear": {"force_head": "linear"}, "painn": {"force_head": "painn"}, "escn": {"energy_head": "escn"}}
+
+
+def with_heads(build: Build, name: str) -> EnergyPotential:
+    """A network with other heads than the usual one; those on spheres look into random directions."""
+    potential = build(**HEADS[name])
+    potential.force_mode = "gradient" if name == "escn" else "head"
+    generator = torch.Generator().manual_seed(3)
+    for label, buffer in potential.model.named_buffers():
+        if label.endswith(("sampling", "points")):
+            buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64))
+    return potential
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_other_heads_give_what_the_plain_module_gives(build: Build, name: str, system: System) -> None:
+    properties = frozenset({"energy", "forces"})
+    plain = with_heads(build, name)(system, properties=properties)
+    own = fused(with_heads(build, name))(system, properties=properties)
+    bound = TABLE_ERROR * largest_force(plain)
+    torch.testing.assert_close(own.energies, plain.energies, rtol=0.0, atol=bound)
+    torch.testing.assert_close(own.forces, plain.forces, rtol=0.0, atol=bound)
+    assert own.force_source == plain.force_source
+
+
+def test_stress_of_an_energy_head_on_spheres(build: Build, system: System) -> None:
+    plain, own = with_heads(build, "escn")(system), fused(with_heads(build, "escn"))(system)
+    torch.testing.assert_close(own.stress, plain.stress, rtol=0.0, atol=TABLE_ERROR, equal_nan=True)
+
+
 @scores
 def test_threads_change_no_bit(
     build: Build, cluster: System, score: str, monkeypatch: pytest.MonkeyPatch
@@ -238,7 +268,6 @@ def test_graph_is_kept_when_asked_for(build: Build, cluster: System) -> None:
         ({"long_range": "node"}, "long-range part 'node'"),
         ({"norm": False}, "no norms"),
         ({"variant": "legacy"}, "variant 'legacy'"),
-        ({"energy_head": "escn"}, "energy head 'escn'"),
     ],
 )  # fmt: skip
 def test_what_is_not_covered_is_refused_by_name(build: Build, changes: dict[str, Any], reason: str) -> None:
