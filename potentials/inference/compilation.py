@@ -10,7 +10,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -52,7 +52,11 @@ def in_shares(function: Callable[[int, int, int], None], n_atoms: int, threads: 
     bounds = [n_atoms * k // shares for k in range(shares + 1)]
     pool = _pool(shares - 1)
     others = [pool.submit(function, k, bounds[k], bounds[k + 1]) for k in range(1, shares)]
-    function(0, bounds[0], bounds[1])
+    try:
+        function(0, bounds[0], bounds[1])
+    finally:
+        # An interrupted evaluation leaves no thread behind that writes into the memory of the next one.
+        wait(others)
     for other in others:
         other.result()
 

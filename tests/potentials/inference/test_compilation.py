@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -73,3 +75,17 @@ def test_an_error_in_another_thread_is_raised() -> None:
 
     with pytest.raises(ValueError, match="second share"):
         in_shares(work, 1000, 2)
+
+
+def test_an_error_in_this_thread_waits_for_the_others() -> None:
+    ended = []
+
+    def work(share: int, first: int, last: int) -> None:
+        if share == 0:
+            raise ValueError("first share")
+        time.sleep(0.05)
+        ended.append(share)
+
+    with pytest.raises(ValueError, match="first share"):
+        in_shares(work, 1000, 2)
+    assert ended == [1]
